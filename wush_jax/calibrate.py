@@ -1,0 +1,109 @@
+"""One pass over the calibration batches: `Statistics` of the input of every layer to quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from wush_jax import moments, plan
+from wush_jax.config import Config
+from wush_jax.flax import capture
+from wush_jax.flax.capture import Layer
+from wush_jax.moments import Mask
+from wush_jax.plan import Plan
+from wush_jax.progress import track
+from wush_jax.statistics import Observation, Statistics
+
+Observe = Callable[[Any, Mask | None], dict[str, Observation]]
+
+
+def calibrate(
+    model: nn.Module | None,
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    config: Config,
+    *,
+    mask: Callable[[Any], Mask] | None,
+    key: PRNGKeyArray,
+    progress: bool | None,
+) -> tuple[Plan, dict[str, Statistics]]:
+    """Runs the float model over ``batches`` (any iterable, consumed once).
+
+    Without a model, each batch maps module paths to those modules' inputs.
+
+    Returns:
+      The plan, and for each group of layers that share an input its leader's path -> statistics.
+
+    Raises:
+      ValueError: no batch; a kernel in the params that no batch reached and no rule skips;
+        a K that does not split into blocks; NaN or Inf on the way.
+    """
+    planned = Plan(config)
+    called: set[str] = set()
+    statistics: dict[str, Statistics] = {}
+    observers: dict[Any, Observe] = {}  # one compiled function per shape of batch and grouping
+    for i, batch in enumerate(track(batches, "calibrating", progress)):
+        if model is None:
+            found = plan.captured_layers(variables["params"], batch)
+            signature = _signature(batch)
+        else:
+            batch = jax.tree.map(jnp.asarray, batch)
+            signature = _signature(batch)
+            found = {}
+            if signature not in observers:
+                found = plan.model_layers(model, variables, called)(batch)
+        planned.add(found)
+        if signature not in observers:
+            observers[signature] = _observer(model, variables, planned, found)
+        tokens = None if mask is None else mask(batch)
+        batch_key = jax.random.fold_in(key, i)
+        for j, (path, seen) in enumerate(observers[signature](batch, tokens).items()):
+            fresh = Statistics.start(seen, jax.random.fold_in(batch_key, j))
+            old = statistics.get(path)
+            statistics[path] = fresh if old is None else _merge(old, fresh)
+    if not observers:
+        raise ValueError("calib_batches is empty: calibration needs at least one batch")
+    planned.close(variables["params"], called)
+    for leader in planned.groups():
+        moments.check(statistics[leader].moments, leader)
+    return planned, statistics
+
+
+_merge = jax.jit(Statistics.merge, donate_argnums=0)
+
+
+def _signature(batch: Any) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def _observer(
+    model: nn.Module | None,
+    variables: Mapping[str, Any],
+    planned: Plan,
+    found: Mapping[str, Layer],
+) -> Observe:
+    """A compiled function from a batch (and its mask) to the observations of the groups' leaders."""
+    blocks = {p: planned.configs[p].block for p in planned.groups() if p in found}
+    sample = planned.config.sample_tokens
+
+    @jax.jit
+    def observe_model(variables, batch, tokens):
+        assert model is not None
+        return capture.observe(model, variables, batch, tokens, blocks, sample, found)
+
+    @jax.jit
+    def observe_captured(inputs, tokens):
+        return {
+            path: capture.observe_rows(found[path].contraction, x, blocks[path], sample, tokens)
+            for path, x in inputs.items()
+        }
+
+    if model is not None:
+        return lambda batch, tokens: observe_model(variables, batch, tokens)
+    return lambda batch, tokens: observe_captured({p: batch[p] for p in blocks}, tokens)

@@ -1,0 +1,184 @@
+"""What to quantize and how: `Config` for a model, `LayerConfig` for one layer, `Rule` between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+from wush_jax import hadamard, transforms
+from wush_jax.formats import Format, get_format
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """How one layer is quantized, every default resolved.
+
+    Attributes:
+      format: weights' number format.
+      act_format: activations' number format; None keeps them in floating point (weight-only).
+      transform: one of `wush_jax.transforms.NAMES`.
+      block: D, the transform's block size.
+      strength: exponent of Λ in WUS and WUSH, 0 to 1.
+      damping: share of the mean diagonal added to both second moments.
+      pad: whether a K that the blocks do not divide is padded with zero features.
+    """
+
+    format: Format
+    act_format: Format | None
+    transform: str
+    block: int
+    strength: float
+    damping: float
+    pad: bool
+
+    def padded(self, features: int, path: str) -> int:
+        """K after padding to whole blocks and groups.
+
+        Raises:
+          ValueError: K does not fit and ``pad`` is off.
+        """
+        groups = [self.block, self.format.group_size]
+        if self.act_format is not None:
+            groups.append(self.act_format.group_size)
+        unit = max(groups)  # all are powers of two
+        if features % unit and not self.pad:
+            raise ValueError(
+                f"{path}: K={features} in-features do not split into blocks of {unit} "
+                f"(transform block {self.block}, {self.format} groups of {self.format.group_size}); "
+                f"set pad=True, choose a smaller transform_block, or Rule({path!r}, skip=True)"
+            )
+        return -(-features // unit) * unit
+
+
+_LAYER_OPTIONS = (
+    "format",
+    "act_format",
+    "transform",
+    "transform_block",
+    "strength",
+    "solver",
+    "damping",
+    "pad",
+)
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Rule:
+    """Which layers, and how: ``Rule("mlp/down", format="nvfp4")``, ``Rule("lm_head", skip=True)``.
+
+    Attributes:
+      pattern: regular expression, searched for (`re.search`) in the module path, such as
+        ``layer_0/attention/query``.
+      skip: leave these layers in floating point.
+      options: any per-layer fields of `Config` to override for these layers.
+    """
+
+    pattern: str
+    skip: bool
+    options: tuple[tuple[str, Any], ...]
+
+    def __init__(self, pattern: str, *, skip: bool = False, **options: Any):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"rule {pattern!r} is not a regular expression: {error}") from error
+        unknown = sorted(set(options) - set(_LAYER_OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"rule {pattern!r} sets {', '.join(unknown)}; "
+                f"a rule can set {', '.join(_LAYER_OPTIONS)}, or skip=True"
+            )
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "skip", skip)
+        object.__setattr__(self, "options", tuple(sorted(options.items())))
+
+    def matches(self, path: str) -> bool:
+        return re.search(self.pattern, path) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How `wush_jax.quantize` treats a model.
+
+    Attributes:
+      format: "mxfp4", "nvfp4", "int4", "int8", with a scale rule after a slash ("mxfp4/ocp").
+      act_format: the activations' format; "same" as the weights, or None for weight-only.
+      transform: "wush", "wus", "hadamard", "diagonal_hadamard", "diagonal", "random", "identity".
+      transform_block: D, a power of two from 2 to 128 and up; None takes the format's group size.
+      strength: WUSH's exponent, T ∝ Λ^(-strength/4).
+      solver: "rtn", round to nearest.
+      scale_search: search the weights' group scales; not in this version.
+      damping: share of the mean diagonal added to both second moments.
+      share_inputs: layers that read the very same array share one transform.
+      rules: tried in order, first match wins; `DEFAULT_RULES` (output heads stay float) follow.
+      pad: pad a K that the blocks do not divide with zero features, instead of refusing it.
+      sample_tokens: calibration tokens kept per layer to measure its error with the true quantizer.
+    """
+
+    format: str | Format = "mxfp4"
+    act_format: str | Format | Literal["same"] | None = "same"
+    transform: str = "wush"
+    transform_block: int | None = None
+    strength: float = 1.0
+    solver: str = "rtn"
+    scale_search: bool = False
+    damping: float = 1e-2
+    share_inputs: bool = True
+    rules: tuple[Rule, ...] = ()
+    pad: bool = False
+    sample_tokens: int = 256
+
+    def __post_init__(self):
+        object.__setattr__(self, "rules", tuple(self.rules))
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise ValueError(f"rules holds {rule!r}; each one must be a wush_jax.Rule")
+        if self.scale_search:
+            raise NotImplementedError("scale_search=True: this version has no scale search")
+        if self.sample_tokens < 1:
+            raise ValueError(f"sample_tokens={self.sample_tokens}; keep at least one token")
+        self.layer()  # refuses bad values now rather than after calibration
+        for rule in self.rules:
+            self.layer(rule)
+
+    def layer(self, rule: Rule | None = None) -> LayerConfig:
+        """The settings of a layer that ``rule`` matched.
+
+        Raises:
+          ValueError: an unknown name or a value out of range.
+          NotImplementedError: a solver that this version lacks.
+        """
+        options = {name: getattr(self, name) for name in _LAYER_OPTIONS}
+        options |= dict(rule.options) if rule is not None else {}
+        if options["solver"] == "gptq":
+            raise NotImplementedError("solver='gptq': this version has 'rtn' alone")
+        if options["solver"] != "rtn":
+            raise ValueError(f"unknown solver {options['solver']!r}; there is 'rtn'")
+        if options["transform"] not in transforms.NAMES:
+            raise ValueError(
+                f"unknown transform {options['transform']!r}; "
+                f"there are {', '.join(transforms.NAMES)}"
+            )
+        if not 0 <= options["strength"] <= 1:
+            raise ValueError(f"strength={options['strength']}; it lies between 0 and 1")
+        if not options["damping"] >= 0:
+            raise ValueError(f"damping={options['damping']}; it is zero or positive")
+        weight_format = get_format(options["format"])
+        act_format = options["act_format"]
+        if act_format == "same":
+            act_format = weight_format
+        elif act_format is not None:
+            act_format = get_format(act_format)
+        block = options["transform_block"]
+        block = weight_format.group_size if block is None else block
+        hadamard.signs(block)  # refuses a D that is not a power of two
+        return LayerConfig(
+            format=weight_format,
+            act_format=act_format,
+            transform=options["transform"],
+            block=block,
+            strength=options["strength"],
+            damping=options["damping"],
+            pad=options["pad"],
+        )

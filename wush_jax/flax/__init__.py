@@ -1,0 +1,1 @@
+"""Flax front ends: capture a model's linear layers, and run them quantized."""

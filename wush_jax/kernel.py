@@ -1,0 +1,136 @@
+"""`QuantizedKernel`: the pytree that stands in the params where a float kernel stood."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, BFloat16, Float, Num
+
+from wush_jax import contraction
+from wush_jax import hadamard as _hadamard
+from wush_jax.formats import Format, Quantized, dequantize
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedKernel:
+    """A linear layer's kernel in 4 (or 8) bits, with the transform its input needs.
+
+    The layer computes y ≈ Q(x Tᵀ) Q(T⁻ᵀ W), DESIGN section 3.6. The following hold:
+
+    * every leaf but ``transform`` has shape [*stack, *batch, rows, columns]; ``transform`` has one
+      axis more. ``stack`` are the axes of ``nn.scan`` / ``nn.vmap`` over layers, which slice every
+      leaf alike; ``batch`` are the kernel's own batch axes (experts);
+    * no leaf is a float copy of the weights;
+    * T⁻ᵀ was solved against the bfloat16 T stored here, so T⁻ᵀ and T pair to float32 rounding.
+
+    Attributes:
+      codes: uint8 [N, K/2], two per byte, low nibble = even index along K (int8: int8 [N, K]).
+      scales: [N, K/G], E8M0 or E4M3 bits as uint8, or bfloat16.
+      global_scale: float32 [1, 1], a multiplier.
+      act_global_scale: float32 [1, 1], the multiplier of the activations' format; None if weight-only.
+      transform: T, bfloat16 [C, D, D]; None for identity and Hadamard, which need no storage.
+      format, act_format: number formats of weights and activations (None: kept in float).
+      transform_name, block: which transform, and D.
+      kernel_shape, roles: the float kernel's shape (without ``stack``) and its axes' roles.
+      dtype: the float kernel's dtype, as a string.
+      shared_input: module path of the first layer that reads the same array and shares T, or None.
+    """
+
+    codes: Num[Array, "*stack N Kp"]
+    scales: Num[Array, "*stack N Kg"]
+    global_scale: Float[Array, "*stack 1 1"]
+    act_global_scale: Float[Array, "*stack 1 1"] | None
+    transform: BFloat16[Array, "*stack C D D"] | None
+    format: Format = dataclasses.field(metadata={"static": True})
+    act_format: Format | None = dataclasses.field(metadata={"static": True})
+    transform_name: str = dataclasses.field(metadata={"static": True})
+    block: int = dataclasses.field(metadata={"static": True})
+    kernel_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    roles: str = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+    shared_input: str | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the float kernel this stands for, stacked axes first."""
+        return (*self.codes.shape[: self.codes.ndim - self.batch_ndim - 2], *self.kernel_shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all leaves, the transform's included."""
+        return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(self))
+
+    @property
+    def batch_ndim(self) -> int:
+        """How many leading axes of a leaf are the kernel's own batch axes."""
+        return self.roles.count("b")
+
+    @property
+    def features(self) -> int:
+        """K before padding."""
+        return math.prod(
+            n for n, role in zip(self.kernel_shape, self.roles, strict=True) if role == "k"
+        )
+
+    @property
+    def padded_features(self) -> int:
+        """K as stored: whole blocks and groups."""
+        return self.codes.shape[-1] * (2 if self.format.packed else 1)
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.codes.shape[-2]
+
+    def values(self) -> Float[Array, "*stack N K"]:
+        """Element times group scale, float32, without the global scale: exact numbers of the format."""
+        return dequantize(Quantized(self.codes, self.scales, jnp.float32(1), self.format))
+
+    def dequantize(self) -> Float[Array, "*stack *kernel"]:
+        """The float kernel in the ORIGINAL basis, Tᵀ Q(T⁻ᵀ W), in the kernel's dtype."""
+        weights = (self.values() * self.global_scale).mT  # [*stack, K, N]
+        lead = weights.shape[:-2]
+        weights = inverse_rotate(weights, self)[..., : self.features, :]
+        stack = lead[: len(lead) - self.batch_ndim]
+        weights = weights.reshape(-1, *weights.shape[len(stack) :])
+        kernels = jax.vmap(
+            lambda w: contraction.matrix_to_kernel(w, self.roles, self.kernel_shape)
+        )(weights)
+        return kernels.reshape(*stack, *self.kernel_shape).astype(self.dtype)
+
+
+def inverse_rotate(weights: Float[Array, "*stack K N"], kernel: QuantizedKernel) -> Array:
+    """Tᵀ A per block: from the transformed basis back to the layer's own, in float32."""
+    blocks = weights.reshape(
+        *weights.shape[:-2], -1, kernel.block, weights.shape[-1]
+    )  # [*stack, C, D, N]
+    if kernel.transform_name == "hadamard":
+        blocks = jnp.matmul(_hadamard.matrix(kernel.block), blocks, precision="highest")
+    elif kernel.transform is not None:
+        t = kernel.transform.astype(jnp.float32)
+        blocks = jnp.matmul(t.mT, blocks, precision="highest")
+    return blocks.reshape(weights.shape)
+
+
+def is_quantized(leaf: object) -> bool:
+    """For ``is_leaf=`` in `jax.tree` functions."""
+    return isinstance(leaf, QuantizedKernel)
+
+
+def stack(kernels: Sequence[QuantizedKernel], axis: int = 0) -> QuantizedKernel:
+    """One kernel whose leaves are those of ``kernels`` stacked, as ``nn.scan`` slices them."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *kernels)

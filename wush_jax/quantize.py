@@ -1,0 +1,215 @@
+"""The pipeline: calibrate, fit a transform to each input, solve each kernel, rebuild the params."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from wush_jax import solve, trees
+from wush_jax.calibrate import calibrate
+from wush_jax.config import Config
+from wush_jax.contraction import kernel_to_matrix
+from wush_jax.flax.capture import Layer, unstack
+from wush_jax.flax.linen import is_variables
+from wush_jax.kernel import QuantizedKernel
+from wush_jax.moments import Mask
+from wush_jax.plan import Plan
+from wush_jax.progress import track
+from wush_jax.report import LayerReport, Report
+from wush_jax.sharding import place
+from wush_jax.statistics import Statistics
+
+
+def quantize(
+    params: Mapping[str, Any],
+    calib_batches: Iterable[Any],
+    *,
+    model: nn.Module | None = None,
+    config: Config | None = None,
+    mask: Callable[[Any], Mask] | None = None,
+    key: PRNGKeyArray | None = None,
+    donate: bool = False,
+    progress: bool | None = None,
+    return_report: bool = False,
+) -> Any:
+    """Quantizes a Flax Linen model's linear layers, calibrated on ``calib_batches``.
+
+    The model runs in floating point over the batches, once. Layer by layer the kernel is then
+    replaced by a `QuantizedKernel`; every other leaf comes back as the same object. Run the result
+    with `wush_jax.apply`.
+
+    Args:
+      params: the params, or the whole variables dict (the same comes back).
+      calib_batches: any iterable, consumed once. With ``model``, each batch is what the model
+        takes: a tuple of positional arguments, a mapping of keyword arguments, or the one argument.
+        Without, each batch maps a module path ("layer_0/mlp/up") to that module's input [..., K].
+      model: the Flax Linen model.
+      config: what to do; the default is MXFP4 weights and activations, WUSH, round to nearest.
+      mask: from a batch to an array, non-zero where a token counts ([batch, length]); it applies
+        to layers whose inputs have these leading axes (or, flattened, as many rows).
+      key: for what is random (the token sample, transform "random"); default ``jax.random.key(0)``.
+      donate: delete each float kernel's buffer once its quantized form exists, so that memory
+        peaks at the model plus one layer. The caller's ``params`` are then unusable.
+      progress: a progress bar on stderr; None shows it on a terminal only.
+      return_report: also return the `Report`.
+
+    Returns:
+      The quantized params (or variables), or a pair with the report.
+
+    Raises:
+      ValueError: naming the module path, what was found and what would fit: no batch, a layer that
+        no batch reached, NaN or Inf in a kernel or its inputs, a K that does not split into blocks.
+    """
+    config = Config() if config is None else config
+    key = jax.random.key(0) if key is None else key
+    variables = plain(params if is_variables(params) else {"params": params})
+    sample_key, draw_key = jax.random.split(key)
+    planned, statistics = calibrate(
+        model, variables, calib_batches, config, mask=mask, key=sample_key, progress=progress
+    )
+
+    kernels = trees.kernel_paths(variables["params"])
+    replaced: dict[str, QuantizedKernel] = {}
+    rows: list[LayerReport] = []
+    groups = planned.groups()
+    for i, leader in enumerate(track(list(groups), "quantizing", progress)):
+        seen, group_key = statistics.pop(leader), jax.random.fold_in(draw_key, i)
+        solved = _solve_group(leader, groups[leader], kernels, planned, seen, group_key)
+        for path, (quantized, reports) in solved.items():
+            replaced[path] = place(quantized, kernels[path], planned.layers[path], path)
+            rows.extend(reports)
+            if donate and isinstance(kernels[path], jax.Array):
+                jax.block_until_ready(replaced[path])
+                kernels[path].delete()
+
+    report = Report(tuple(rows), planned.skipped, planned.unused_rules())
+    report.warn()
+    out = {**variables, "params": trees.replace_kernels(variables["params"], replaced)}
+    out = out if is_variables(params) else out["params"]
+    return (out, report) if return_report else out
+
+
+def _solve_group(
+    leader: str,
+    members: list[str],
+    kernels: Mapping[str, Array],
+    planned: Plan,
+    seen: Statistics,
+    key: PRNGKeyArray,
+) -> dict[str, tuple[QuantizedKernel, list[LayerReport]]]:
+    """Quantizes the layers that share one transform; one slice of a stack (or expert) at a time."""
+    config = planned.configs[leader]
+    lead = seen.moments.count.shape  # [*stack, *batch]
+    matrices = {p: slices(kernels[p], planned.layers[p], lead) for p in members}
+    solutions: dict[str, list[solve.Solved]] = {p: [] for p in members}
+    reports: dict[str, list[LayerReport]] = {p: [] for p in members}
+    for i, index in enumerate(itertools.product(*map(range, lead))):
+        here: Statistics = jax.tree.map(lambda leaf, at=index: leaf[at], seen)
+        group = {p: matrices[p](index) for p in members}
+        fitted = solve.fit(here.moments, list(group.values()), jax.random.fold_in(key, i), config)
+        # XLA's CPU client can deadlock when LAPACK calls queue up behind one another: wait here.
+        fitted = jax.block_until_ready(fitted)
+        for path, kernel in group.items():
+            solved, baselines = solve.solve(kernel, fitted.forward, here.rows, here.valid, config)
+            if not bool(solved.measured.finite):
+                raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
+            solutions[path].append(solved)
+            name = path + (str(list(index)) if index else "")
+            reports[path].append(
+                LayerReport(
+                    path=name,
+                    shares=leader,
+                    shape=(kernel.shape[0], kernel.shape[1]),
+                    format=str(config.format),
+                    act_format=None if config.act_format is None else str(config.act_format),
+                    transform=config.transform,
+                    block=config.block,
+                    tokens=int(here.moments.count),
+                    predicted=float(fitted.predicted.sum()),
+                    predicted_hadamard=float(fitted.predicted_hadamard.sum()),
+                    error=float(solved.measured.error),
+                    error_identity=float(baselines["identity"].error),
+                    error_hadamard=float(baselines["hadamard"].error),
+                    condition=float(fitted.condition.max()),
+                    weight_span=float(solved.measured.weight_span),
+                    act_span=float(solved.measured.act_span),
+                )
+            )
+    return {
+        p: (_assemble(solutions[p], p, planned, str(kernels[p].dtype), lead), reports[p])
+        for p in members
+    }
+
+
+def slices(kernel: Array, layer: Layer, lead: tuple[int, ...]) -> Callable[[tuple], Array]:
+    """index over [*stack, *batch] -> that slice of a kernel as a matrix [K, N]."""
+    kernel = unstack(kernel, layer)
+    stack_ndim = kernel.ndim - len(layer.kernel_shape)
+
+    def at(index: tuple[int, ...]) -> Array:
+        matrix = kernel_to_matrix(kernel[index[:stack_ndim]], layer.contraction.roles)
+        return matrix[index[stack_ndim:]]
+
+    return at
+
+
+def _assemble(
+    solved: list[solve.Solved], path: str, planned: Plan, dtype: str, lead: tuple[int, ...]
+) -> QuantizedKernel:
+    """One kernel from the solutions of its slices, in the order of ``itertools.product``."""
+
+    def gather(*leaves: Array) -> Array:
+        return jnp.stack(leaves).reshape(*lead, *leaves[0].shape) if lead else leaves[0]
+
+    solution, act_global = jax.tree.map(gather, *[(s.solution, s.act_global_scale) for s in solved])
+    return assemble(solution, act_global, path, planned, dtype)
+
+
+def assemble(
+    solution: Any,
+    act_global_scale: Array | None,
+    path: str,
+    planned: Plan,
+    dtype: str,
+) -> QuantizedKernel:
+    """A layer's `QuantizedKernel` from arrays [*stack, *batch, ...], stacked axes put in place."""
+    layer, config = planned.layers[path], planned.configs[path]
+
+    def restack(leaf: Array) -> Array:
+        stack = len(layer.stacked[2])
+        axes = layer.stacked[leaf.ndim - stack]
+        return jnp.moveaxis(leaf, range(stack), axes)
+
+    codes, scales, global_scale, transform, act = jax.tree.map(
+        restack, (*solution, act_global_scale)
+    )
+    return QuantizedKernel(
+        codes,
+        scales,
+        global_scale,
+        act,
+        transform,
+        format=config.format,
+        act_format=config.act_format,
+        transform_name=config.transform,
+        block=config.block,
+        kernel_shape=tuple(layer.kernel_shape),
+        roles=layer.contraction.roles,
+        dtype=dtype,
+        shared_input=planned.shared_input(path),
+    )
+
+
+def plain(tree: Any) -> Any:
+    """Plain dicts, without Flax's partitioning boxes."""
+    return nn.meta.unbox(_thaw(tree))
+
+
+def _thaw(tree: Any) -> Any:
+    return {k: _thaw(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree

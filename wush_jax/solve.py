@@ -1,0 +1,219 @@
+"""One layer: from its kernel and what entered it to a quantized kernel and its measured error."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from wush_jax import formats, moments, ops, transforms
+from wush_jax.config import LayerConfig
+from wush_jax.formats import Format
+from wush_jax.kernel import QuantizedKernel
+from wush_jax.moments import Moments
+from wush_jax.solvers.rtn import Solution, rtn
+from wush_jax.statistics import pad_features
+from wush_jax.transforms import Blocks
+
+# NVIDIA's two-level recipe derives the activations' global scale from their largest magnitude. At
+# inference it is static, taken from calibration, so leave room for what calibration did not see:
+# E4M3 scales have 15 octaves of normal numbers, three of them cost nothing.
+ACTIVATION_HEADROOM = 8.0
+
+_CHUNK = 16  # blocks fitted at once
+
+
+class Fit(NamedTuple):
+    """Transforms and what they are expected to do, per block.
+
+    Attributes:
+      forward: T, float32 [C, D, D].
+      predicted, predicted_hadamard: J of the transform, and of Hadamard.
+      condition: cond(T).
+    """
+
+    forward: Blocks
+    predicted: Float[Array, " C"]
+    predicted_hadamard: Float[Array, " C"]
+    condition: Float[Array, " C"]
+
+
+class Measured(NamedTuple):
+    """What the sample tokens show of a solution.
+
+    Attributes:
+      error: ‖y - xW‖² / ‖xW‖².
+      weight_span, act_span: log2 of the largest over the smallest non-zero group scale.
+      finite: whether the kernel holds only finite numbers.
+    """
+
+    error: Float[Array, ""]
+    weight_span: Float[Array, ""]
+    act_span: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def fit(
+    seen: Moments, kernels: Sequence[Float[Array, "K N"]], key: PRNGKeyArray, config: LayerConfig
+) -> Fit:
+    """The transform for layers that read one input, fitted on all their kernels' outputs together.
+
+    Args:
+      seen: moments of the input, total [C, D, D].
+      kernels: float kernels [K, N_i].
+    """
+    sx = moments.second_moment(seen)
+    padded = config.padded(kernels[0].shape[0], "kernel")
+    outputs = sum(kernel.shape[1] for kernel in kernels)
+    sw = sum(
+        _weight_moment(kernel, padded, config.block) * (kernel.shape[1] / outputs)
+        for kernel in kernels
+    )
+    # Blocks go through in chunks of one size: a single compilation serves layers of every K.
+    blocks = padded // config.block
+    short = -blocks % _CHUNK
+    sx, sw = (_pad_blocks(s, blocks + short) for s in (sx, sw))
+    chunks = [
+        _fit_chunk(sx[i : i + _CHUNK], sw[i : i + _CHUNK], jax.random.fold_in(key, i), config)
+        for i in range(0, blocks + short, _CHUNK)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:blocks], *chunks)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _fit_chunk(sx: Blocks, sw: Blocks, key: PRNGKeyArray, config: LayerConfig) -> Fit:
+    options = dict(strength=config.strength, damping=config.damping, key=key)
+    chosen = transforms.make(config.transform, sx, sw, **options)
+    sx, sw = transforms.damp(sx, config.damping), transforms.damp(sw, config.damping)
+    return Fit(
+        chosen.forward,
+        transforms.predicted_loss(chosen, sx, sw),
+        transforms.predicted_loss(transforms.hadamard(sx, sw), sx, sw),
+        transforms.condition_number(chosen.forward),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _weight_moment(kernel: Float[Array, "K N"], padded: int, block: int) -> Blocks:
+    return moments.weight_moment(_padded(kernel, padded), block)
+
+
+def _pad_blocks(s: Blocks, blocks: int) -> Blocks:
+    return jnp.pad(s, ((0, blocks - s.shape[0]), (0, 0), (0, 0)))
+
+
+class Solved(NamedTuple):
+    """A solution, the activations' global scale, and the measurements."""
+
+    solution: Solution
+    act_global_scale: Float[Array, "1 1"] | None
+    measured: Measured
+
+
+def solve(
+    kernel: Float[Array, "K N"],
+    forward: Blocks,
+    rows: Float[Array, "S K"],
+    valid: Bool[Array, " S"],
+    config: LayerConfig,
+) -> tuple[Solved, dict[str, Measured]]:
+    """Quantizes a kernel with a fitted transform and measures it on sample tokens.
+
+    Returns:
+      The solution, and for comparison what RTN with "identity" and "hadamard" would have measured.
+    """
+    solved = _attempt(kernel, forward, rows, valid, config)
+    # Baselines run through the same compiled function, with their T in place of the fitted one.
+    stored = config.transform not in ("identity", "hadamard")
+    config = config if stored else dataclasses.replace(config, transform="wush")
+    baselines = {
+        name: _attempt(kernel, make(forward, forward).forward, rows, valid, config).measured
+        for name, make in (("identity", transforms.identity), ("hadamard", transforms.hadamard))
+    }
+    return solved, baselines
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _attempt(
+    kernel: Float[Array, "K N"],
+    forward: Blocks,
+    rows: Float[Array, "S K"],
+    valid: Bool[Array, " S"],
+    config: LayerConfig,
+) -> Solved:
+    """The error is the true quantizer's, activations included, in float32."""
+    x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
+    padded = config.padded(kernel.shape[0], "kernel")
+    solution = rtn(_padded(kernel, padded), forward, config)
+    probe = as_kernel(solution, None, kernel.shape, config)
+    rotated = ops.rotate(x, solution.transform, probe)
+    act_global, act_span = None, jnp.zeros(())
+    if config.act_format is not None:
+        act_global = _act_global_scale(rotated, config.act_format)
+        encoded = formats.quantize(
+            rotated, config.act_format, global_scale=act_global.reshape(())
+        )
+        act_span = _span(encoded.scales, encoded.codes, config.act_format)
+    y = ops.linear(x, as_kernel(solution, act_global, kernel.shape, config))
+    exact = jnp.matmul(x, kernel.astype(jnp.float32), precision="highest")
+    measured = Measured(
+        _relative_error(y, exact),
+        _span(solution.scales, solution.codes, config.format),
+        act_span,
+        jnp.isfinite(kernel).all(),
+    )
+    return Solved(solution, act_global, measured)
+
+
+def as_kernel(
+    solution: Solution,
+    act_global_scale: Array | None,
+    kernel_shape: tuple[int, ...],
+    config: LayerConfig,
+) -> QuantizedKernel:
+    """A solution [K, N] as a kernel of its own."""
+    return QuantizedKernel(
+        *solution[:3],
+        act_global_scale,
+        solution.transform,
+        format=config.format,
+        act_format=config.act_format,
+        transform_name=config.transform,
+        block=config.block,
+        kernel_shape=kernel_shape,
+        roles="kn",
+        dtype="float32",
+    )
+
+
+def _act_global_scale(rotated: Float[Array, "S K"], fmt: Format) -> Float[Array, "1 1"]:
+    """The activations' multiplier: the rule's constant, or from the sample's largest magnitude."""
+    scale = formats.data_global_scale(rotated, fmt)
+    scale = scale if fmt.global_scale is not None else ACTIVATION_HEADROOM * scale
+    return scale.reshape(1, 1)
+
+
+def _span(scales: Array, codes: Array, fmt: Format) -> Float[Array, ""]:
+    """log2(largest / smallest) of the scales of non-zero groups; 0 if there is none."""
+    values = formats.scales_to_values(scales, fmt)
+    elements = formats.codes_to_values(codes, fmt).reshape(*scales.shape, fmt.group_size)
+    used = (values > 0) & (elements != 0).any(-1)
+    exponents = jnp.log2(jnp.where(used, values, 1))
+    top = jnp.max(jnp.where(used, exponents, -jnp.inf))
+    bottom = jnp.min(jnp.where(used, exponents, jnp.inf))
+    return jnp.where(used.any(), top - bottom, 0.0)
+
+
+def _relative_error(y: Array, exact: Array) -> Array:
+    """‖y - exact‖² / ‖exact‖², 0 where both are zero."""
+    signal = jnp.sum(exact**2)
+    return jnp.where(signal > 0, jnp.sum((y - exact) ** 2) / jnp.where(signal > 0, signal, 1), 0)
+
+
+def _padded(kernel: Float[Array, "K N"], features: int) -> Float[Array, "Kp N"]:
+    return pad_features(kernel.T, features).T.astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""From a float kernel and a transform to a `QuantizedKernel`'s arrays."""

@@ -1,0 +1,63 @@
+"""Round to nearest: Q(T⁻ᵀ W), group by group."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.scipy.linalg
+from jaxtyping import Array, BFloat16, Float, Num
+
+from wush_jax import formats
+from wush_jax.config import LayerConfig
+from wush_jax.transforms import Blocks
+
+
+class Solution(NamedTuple):
+    """The arrays of a `QuantizedKernel`, see there."""
+
+    codes: Num[Array, "N Kp"]
+    scales: Num[Array, "N Kg"]
+    global_scale: Float[Array, "1 1"]
+    transform: BFloat16[Array, "C D D"] | None
+
+
+def rtn(kernel: Float[Array, "K N"], forward: Blocks, config: LayerConfig) -> Solution:
+    """Quantizes a kernel in the basis of a transform.
+
+    T is rounded to bfloat16 first, as it will be stored, and T⁻ᵀ W is solved against the rounded
+    T: the pairing (x Tᵀ)(T⁻ᵀ W) = x W then holds to float32 rounding, and the only error left is
+    the quantizer's. Sums are float32.
+
+    Args:
+      kernel: [K, N]; K a multiple of D and of the group size.
+      forward: T, float32 [C, D, D].
+      config: number format and transform name.
+    """
+    weights, stored = transformed_weights(kernel, forward, config.transform)
+    q = formats.quantize(weights.T, config.format)
+    return Solution(q.codes, q.scales, q.global_scale.reshape(1, 1), stored)
+
+
+def transformed_weights(
+    kernel: Float[Array, "K N"], forward: Blocks, transform: str
+) -> tuple[Float[Array, "K N"], BFloat16[Array, "C D D"] | None]:
+    """A = T⁻ᵀ W in float32, and T as stored (None where it needs no storage).
+
+    One LU factorisation a block with a step of iterative refinement; never an inverse.
+    """
+    blocks = kernel.astype(jnp.float32).reshape(forward.shape[0], forward.shape[1], -1)
+    if transform == "identity":
+        return blocks.reshape(kernel.shape), None
+    if transform == "hadamard":
+        return _matmul(forward, blocks).reshape(kernel.shape), None
+    stored = forward.astype(jnp.bfloat16)
+    t = stored.astype(jnp.float32)
+    factors = jax.scipy.linalg.lu_factor(t.mT)
+    solved = jax.scipy.linalg.lu_solve(factors, blocks)
+    solved = solved + jax.scipy.linalg.lu_solve(factors, blocks - _matmul(t.mT, solved))
+    return solved.reshape(kernel.shape), stored
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
