@@ -1,7 +1,7 @@
 """4-bit weights and activations for Flax models, with WUSH transforms (arXiv 2512.00956).
 
-    qparams = wush_jax.quantize(params, calib_batches, model=model)
-    logits = jax.jit(lambda p, x: wush_jax.apply(model, p, x))(qparams, tokens)
+qparams = wush_jax.quantize(params, calib_batches, model=model)
+logits = jax.jit(lambda p, x: wush_jax.apply(model, p, x))(qparams, tokens)
 """
 
 from collections.abc import Mapping

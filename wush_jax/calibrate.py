@@ -63,7 +63,7 @@ def calibrate(
         tokens = None if mask is None else mask(batch)
         batch_key = jax.random.fold_in(key, i)
         for j, (path, seen) in enumerate(observers[signature](batch, tokens).items()):
-            fresh = Statistics.start(seen, jax.random.fold_in(batch_key, j))
+            fresh = _start(seen, jax.random.fold_in(batch_key, j))
             old = statistics.get(path)
             statistics[path] = fresh if old is None else _merge(old, fresh)
     if not observers:
@@ -74,6 +74,7 @@ def calibrate(
     return planned, statistics
 
 
+_start = jax.jit(Statistics.start)
 _merge = jax.jit(Statistics.merge, donate_argnums=0)
 
 

@@ -22,6 +22,7 @@ class LayerConfig:
       strength: exponent of Λ in WUS and WUSH, 0 to 1.
       damping: share of the mean diagonal added to both second moments.
       pad: whether a K that the blocks do not divide is padded with zero features.
+      gauges: how many equivalent transforms the quantizer chooses from, see `wush_jax.gauge`.
     """
 
     format: Format
@@ -31,6 +32,7 @@ class LayerConfig:
     strength: float
     damping: float
     pad: bool
+    gauges: int
 
     def padded(self, features: int, path: str) -> int:
         """K after padding to whole blocks and groups.
@@ -60,6 +62,7 @@ _LAYER_OPTIONS = (
     "solver",
     "damping",
     "pad",
+    "gauges",
 )
 
 
@@ -113,6 +116,7 @@ class Config:
       share_inputs: layers that read the very same array share one transform.
       rules: tried in order, first match wins; `DEFAULT_RULES` (output heads stay float) follow.
       pad: pad a K that the blocks do not divide with zero features, instead of refusing it.
+      gauges: how many equivalent transforms the quantizer chooses from (`wush_jax.gauge`); 1: none.
       sample_tokens: calibration tokens kept per layer to measure its error with the true quantizer.
     """
 
@@ -127,6 +131,7 @@ class Config:
     share_inputs: bool = True
     rules: tuple[Rule, ...] = ()
     pad: bool = False
+    gauges: int = 16
     sample_tokens: int = 256
 
     def __post_init__(self):
@@ -164,6 +169,8 @@ class Config:
             raise ValueError(f"strength={options['strength']}; it lies between 0 and 1")
         if not options["damping"] >= 0:
             raise ValueError(f"damping={options['damping']}; it is zero or positive")
+        if options["gauges"] < 1:
+            raise ValueError(f"gauges={options['gauges']}; at least 1 (the transform as it is)")
         weight_format = get_format(options["format"])
         act_format = options["act_format"]
         if act_format == "same":
@@ -181,4 +188,5 @@ class Config:
             strength=options["strength"],
             damping=options["damping"],
             pad=options["pad"],
+            gauges=options["gauges"],
         )

@@ -21,7 +21,9 @@ def kernel_to_matrix(kernel: Array, roles: str) -> Array:
     batch, contracted = roles.count("b"), roles.count("k")
     shape = kernel.shape
     return kernel.reshape(
-        *shape[:batch], math.prod(shape[batch : batch + contracted]), math.prod(shape[batch + contracted :])
+        *shape[:batch],
+        math.prod(shape[batch : batch + contracted]),
+        math.prod(shape[batch + contracted :]),
     )
 
 
@@ -84,7 +86,7 @@ class Contraction:
             for label in self.kernel
         )
 
-    def rows(self, x: Float[Array, "..."]) -> Float[Array, "*batch *free K"]:
+    def rows(self, x: Float[Array, ...]) -> Float[Array, "*batch *free K"]:
         """The input with its batch axes first and its contracted axes flattened last."""
         batch, contracted = self._of_role("b"), self._of_role("k")
         order = [self.x.index(label) for label in (*batch, *self._free(), *contracted)]
@@ -94,7 +96,7 @@ class Contraction:
 
     def output(
         self, y: Float[Array, "*batch *free N"], kernel_shape: Sequence[int]
-    ) -> Float[Array, "..."]:
+    ) -> Float[Array, ...]:
         """Rows of outputs back in the layer's own axis order."""
         new = self._of_role("n")
         y = y.reshape(*y.shape[:-1], *(kernel_shape[self.kernel.index(label)] for label in new))

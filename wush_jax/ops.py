@@ -103,7 +103,9 @@ def matmul(
     Where both sides' numbers are exact in bfloat16 (MXFP4, NVFP4) and ``dtype`` is bfloat16, the
     operands are too; the products and sums are the same numbers as in float32.
     """
-    contract = _per_batch(functools.partial(_contract, kernel=kernel, dtype=dtype), kernel.batch_ndim)
+    contract = _per_batch(
+        functools.partial(_contract, kernel=kernel, dtype=dtype), kernel.batch_ndim
+    )
     return contract(activations, kernel.values(), kernel.global_scale)
 
 

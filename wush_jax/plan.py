@@ -123,7 +123,9 @@ def captured_layers(params: Mapping, batch: Any) -> dict[str, Layer]:
         path = str(name)
         if path not in kernels:
             some = ", ".join(list(kernels)[:6])
-            raise ValueError(f"{path}: the params hold no kernel of this path; they hold {some}, ...")
+            raise ValueError(
+                f"{path}: the params hold no kernel of this path; they hold {some}, ..."
+            )
         found[path] = _captured_layer(path, x, tuple(kernels[path].shape))
     return found
 

@@ -112,11 +112,18 @@ def _solve_group(
     for i, index in enumerate(itertools.product(*map(range, lead))):
         here: Statistics = jax.tree.map(lambda leaf, at=index: leaf[at], seen)
         group = {p: matrices[p](index) for p in members}
-        fitted = solve.fit(here.moments, list(group.values()), jax.random.fold_in(key, i), config)
-        # XLA's CPU client can deadlock when LAPACK calls queue up behind one another: wait here.
-        fitted = jax.block_until_ready(fitted)
+        fitted = solve.fit(
+            here.moments,
+            here.rows,
+            here.valid,
+            list(group.values()),
+            jax.random.fold_in(key, i),
+            config,
+        )
         for path, kernel in group.items():
-            solved, baselines = solve.solve(kernel, fitted.forward, here.rows, here.valid, config)
+            solved, baselines = solve.solve(
+                kernel, fitted.transform.forward, here.rows, here.valid, config
+            )
             if not bool(solved.measured.finite):
                 raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
             solutions[path].append(solved)

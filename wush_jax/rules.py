@@ -7,7 +7,9 @@ from wush_jax.config import Config, Rule
 # Logits decide the next token directly and cost little: keep them in floating point.
 # A user's rule comes first, so Rule("lm_head", skip=False) quantizes the head after all.
 DEFAULT_RULES = (
-    Rule(r"(^|/)(lm_head|mlm_head|output_head|head|logits(_dense)?|classifier|unembed)$", skip=True),
+    Rule(
+        r"(^|/)(lm_head|mlm_head|output_head|head|logits(_dense)?|classifier|unembed)$", skip=True
+    ),
 )
 
 

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from wush_jax import formats, moments, ops, transforms
+from wush_jax import formats, gauge, moments, ops, transforms
 from wush_jax.config import LayerConfig
 from wush_jax.formats import Format
 from wush_jax.kernel import QuantizedKernel
 from wush_jax.moments import Moments
 from wush_jax.solvers.rtn import Solution, rtn
 from wush_jax.statistics import pad_features
-from wush_jax.transforms import Blocks
+from wush_jax.transforms import Blocks, Transform
 
 # NVIDIA's two-level recipe derives the activations' global scale from their largest magnitude. At
 # inference it is static, taken from calibration, so leave room for what calibration did not see:
@@ -32,12 +32,12 @@ class Fit(NamedTuple):
     """Transforms and what they are expected to do, per block.
 
     Attributes:
-      forward: T, float32 [C, D, D].
+      transform: T and T⁻ᵀ, float32 [C, D, D].
       predicted, predicted_hadamard: J of the transform, and of Hadamard.
       condition: cond(T).
     """
 
-    forward: Blocks
+    transform: Transform
     predicted: Float[Array, " C"]
     predicted_hadamard: Float[Array, " C"]
     condition: Float[Array, " C"]
@@ -59,29 +59,54 @@ class Measured(NamedTuple):
 
 
 def fit(
-    seen: Moments, kernels: Sequence[Float[Array, "K N"]], key: PRNGKeyArray, config: LayerConfig
+    seen: Moments,
+    rows: Float[Array, "S K"],
+    valid: Bool[Array, " S"],
+    kernels: Sequence[Float[Array, "K N"]],
+    key: PRNGKeyArray,
+    config: LayerConfig,
 ) -> Fit:
     """The transform for layers that read one input, fitted on all their kernels' outputs together.
 
     Args:
       seen: moments of the input, total [C, D, D].
+      rows, valid: sample tokens of the input.
       kernels: float kernels [K, N_i].
     """
-    sx = moments.second_moment(seen)
-    padded = config.padded(kernels[0].shape[0], "kernel")
+    sx, sw, padded = _block_moments(seen, tuple(kernels), config)
+    blocks = padded[0].shape[0] // config.block
+    chunks = [_fit_chunk(sx[i], sw[i], jax.random.fold_in(key, i), config) for i in range(len(sx))]
+    # XLA's CPU client can deadlock when LAPACK calls queue up behind other work: wait for them.
+    fitted = jax.block_until_ready(_join(chunks, blocks))
+    sx = sx.reshape(-1, *sx.shape[2:])[:blocks]
+    chosen = gauge.choose(fitted.transform, sx, padded, rows, valid, config, key)
+    return fitted._replace(transform=chosen)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _block_moments(
+    seen: Moments, kernels: tuple[Float[Array, "K N"], ...], config: LayerConfig
+) -> tuple[Blocks, Blocks, list[Float[Array, "Kp N"]]]:
+    """Sx and Sw in chunks of blocks, [chunks, _CHUNK, D, D], and the kernels padded, in float32.
+
+    Chunks of one size mean that a single compilation of `_fit_chunk` serves layers of every K.
+    """
+    features = config.padded(kernels[0].shape[0], "kernel")
+    padded = [_padded(kernel, features) for kernel in kernels]
     outputs = sum(kernel.shape[1] for kernel in kernels)
-    sw = sum(
-        _weight_moment(kernel, padded, config.block) * (kernel.shape[1] / outputs)
-        for kernel in kernels
-    )
-    # Blocks go through in chunks of one size: a single compilation serves layers of every K.
-    blocks = padded // config.block
-    short = -blocks % _CHUNK
-    sx, sw = (_pad_blocks(s, blocks + short) for s in (sx, sw))
-    chunks = [
-        _fit_chunk(sx[i : i + _CHUNK], sw[i : i + _CHUNK], jax.random.fold_in(key, i), config)
-        for i in range(0, blocks + short, _CHUNK)
-    ]
+    sw = sum(moments.weight_moment(w, config.block) * (w.shape[1] / outputs) for w in padded)
+
+    def chunked(s: Blocks) -> Blocks:
+        blocks = features // config.block
+        total = blocks + -blocks % _CHUNK
+        s = jnp.pad(s, ((0, total - s.shape[0]), (0, 0), (0, 0)))
+        return s.reshape(-1, _CHUNK, config.block, config.block)
+
+    return chunked(moments.second_moment(seen)), chunked(sw), padded
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _join(chunks: list[Fit], blocks: int) -> Fit:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:blocks], *chunks)
 
 
@@ -91,20 +116,11 @@ def _fit_chunk(sx: Blocks, sw: Blocks, key: PRNGKeyArray, config: LayerConfig) -
     chosen = transforms.make(config.transform, sx, sw, **options)
     sx, sw = transforms.damp(sx, config.damping), transforms.damp(sw, config.damping)
     return Fit(
-        chosen.forward,
+        chosen,
         transforms.predicted_loss(chosen, sx, sw),
         transforms.predicted_loss(transforms.hadamard(sx, sw), sx, sw),
         transforms.condition_number(chosen.forward),
     )
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _weight_moment(kernel: Float[Array, "K N"], padded: int, block: int) -> Blocks:
-    return moments.weight_moment(_padded(kernel, padded), block)
-
-
-def _pad_blocks(s: Blocks, blocks: int) -> Blocks:
-    return jnp.pad(s, ((0, blocks - s.shape[0]), (0, 0), (0, 0)))
 
 
 class Solved(NamedTuple):
@@ -155,9 +171,7 @@ def _attempt(
     act_global, act_span = None, jnp.zeros(())
     if config.act_format is not None:
         act_global = _act_global_scale(rotated, config.act_format)
-        encoded = formats.quantize(
-            rotated, config.act_format, global_scale=act_global.reshape(())
-        )
+        encoded = formats.quantize(rotated, config.act_format, global_scale=act_global.reshape(()))
         act_span = _span(encoded.scales, encoded.codes, config.act_format)
     y = ops.linear(x, as_kernel(solution, act_global, kernel.shape, config))
     exact = jnp.matmul(x, kernel.astype(jnp.float32), precision="highest")

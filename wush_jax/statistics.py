@@ -35,7 +35,9 @@ class Observation:
     valid: Array
 
 
-def observe(x: Float[Array, "*tokens K"], block: int, sample: int, mask: Mask | None) -> Observation:
+def observe(
+    x: Float[Array, "*tokens K"], block: int, sample: int, mask: Mask | None
+) -> Observation:
     """Moments and a sample of the tokens of one batch. K is padded with zeros to whole blocks.
 
     Args:
@@ -61,9 +63,10 @@ def combine(first: Observation, second: Observation) -> Observation:
     size = first.rows.shape[-2]
     rows = jnp.concatenate([first.rows, second.rows], axis=-2)
     valid = jnp.concatenate([first.valid, second.valid], axis=-2)
-    share = jnp.where(
-        jnp.arange(2 * size) < size, first.count[..., 0], second.count[..., 0]
-    ) / jnp.maximum(first.count + second.count, 1)[..., 0]
+    share = (
+        jnp.where(jnp.arange(2 * size) < size, first.count[..., 0], second.count[..., 0])
+        / jnp.maximum(first.count + second.count, 1)[..., 0]
+    )
     u = jax.random.uniform(jax.random.key(1), valid.shape[:-1], minval=1e-30)
     order = jnp.where(valid[..., 0], jnp.log(u) / jnp.maximum(share, 1e-30), -jnp.inf)
     _, kept = jax.lax.top_k(order, size)

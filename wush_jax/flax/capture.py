@@ -109,7 +109,9 @@ def discover(model: nn.Module, variables: Mapping, batch: Any) -> Discovery:
         out = next_fun(*args, **kwargs)
         identity = identify(call, module.scope.trace_level)
         kernel = nn.meta.unbox(module.get_variable("params", "kernel"))
-        calls.setdefault(layers.path_of(module), []).append((call.contraction, kernel.shape, identity))
+        calls.setdefault(layers.path_of(module), []).append(
+            (call.contraction, kernel.shape, identity)
+        )
         for rank in range(2, len(_PRIMES) + 1):
             module.put_variable("params", _PROBE.format(rank), jnp.zeros(_PRIMES[:rank]))
         return out
@@ -124,7 +126,9 @@ def discover(model: nn.Module, variables: Mapping, batch: Any) -> Discovery:
     for path, seen in calls.items():
         contraction, shape, _ = seen[0]
         if any(c.roles != contraction.roles or s != shape for c, s, _ in seen):
-            raise ValueError(f"{path}: this module contracts its kernel in different ways at each call")
+            raise ValueError(
+                f"{path}: this module contracts its kernel in different ways at each call"
+            )
         stacked = {
             rank: _extra_axes(probes[f"{path}/{_PROBE.format(rank)}"].shape, rank)
             for rank in range(2, len(_PRIMES) + 1)
