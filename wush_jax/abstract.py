@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from wush_jax import plan, trees
+from wush_jax import plan, stacking, trees
 from wush_jax.config import Config
 from wush_jax.flax.linen import is_variables
 from wush_jax.kernel import QuantizedKernel
 from wush_jax.plan import Plan
-from wush_jax.quantize import assemble, plain
+from wush_jax.quantize import assemble
 from wush_jax.sharding import shardings
 from wush_jax.solvers.rtn import rtn
 
@@ -42,16 +42,15 @@ def abstract_quantize(
       ValueError: as `wush_jax.quantize`, where shapes alone show it.
     """
     config = Config() if config is None else config
-    variables = plain(params if is_variables(params) else {"params": params})
+    variables = trees.plain(params if is_variables(params) else {"params": params})
     variables = jax.tree.map(_struct, variables)
-    called: set[str] = set()
     planned = Plan(config)
     for batch in calib_batches:
         if model is None:
             planned.add(plan.captured_layers(variables["params"], batch))
         else:
-            planned.add(plan.model_layers(model, variables, called)(batch))
-    planned.close(variables["params"], called)
+            planned.add(planned.reached(model, variables, batch))
+    planned.close(variables["params"])
     kernels = trees.kernel_paths(variables["params"])
     replaced = {path: _abstract_kernel(path, kernels[path], planned) for path in planned.layers}
     out = {**variables, "params": trees.replace_kernels(variables["params"], replaced)}
@@ -65,7 +64,8 @@ def _abstract_kernel(path: str, kernel: Any, planned: Plan) -> QuantizedKernel:
     for size, role in zip(layer.kernel_shape, layer.contraction.roles, strict=True):
         roles[role] *= size
         batch += [size] if role == "b" else []
-    lead = (*(kernel.shape[axis] for axis in layer.stacked[len(layer.kernel_shape)]), *batch)
+    stacked = stacking.positions(layer.stack_axes, len(kernel.shape))
+    lead = (*(kernel.shape[axis] for axis in stacked), *batch)
     features = config.padded(layer.features, path)
 
     def build() -> QuantizedKernel:

@@ -12,8 +12,8 @@ from jaxtyping import PRNGKeyArray
 
 from wush_jax import moments, plan
 from wush_jax.config import Config
-from wush_jax.flax import capture
-from wush_jax.flax.capture import Layer
+from wush_jax.flax.discover import Layer
+from wush_jax.flax.observe import observe, observe_rows
 from wush_jax.moments import Mask
 from wush_jax.plan import Plan
 from wush_jax.progress import track
@@ -44,7 +44,6 @@ def calibrate(
         a K that does not split into blocks; NaN or Inf on the way.
     """
     planned = Plan(config)
-    called: set[str] = set()
     statistics: dict[str, Statistics] = {}
     observers: dict[Any, Observe] = {}  # one compiled function per shape of batch and grouping
     for i, batch in enumerate(track(batches, "calibrating", progress)):
@@ -56,7 +55,7 @@ def calibrate(
             signature = _signature(batch)
             found = {}
             if signature not in observers:
-                found = plan.model_layers(model, variables, called)(batch)
+                found = planned.reached(model, variables, batch)
         planned.add(found)
         if signature not in observers:
             observers[signature] = _observer(model, variables, planned, found)
@@ -68,7 +67,7 @@ def calibrate(
             statistics[path] = fresh if old is None else _merge(old, fresh)
     if not observers:
         raise ValueError("calib_batches is empty: calibration needs at least one batch")
-    planned.close(variables["params"], called)
+    planned.close(variables["params"])
     for leader in planned.groups():
         moments.check(statistics[leader].moments, leader)
     return planned, statistics
@@ -89,19 +88,19 @@ def _observer(
     planned: Plan,
     found: Mapping[str, Layer],
 ) -> Observe:
-    """A compiled function from a batch (and its mask) to the observations of the groups' leaders."""
+    """A compiled function: a batch and its mask -> observations of the groups' leaders."""
     blocks = {p: planned.configs[p].block for p in planned.groups() if p in found}
     sample = planned.config.sample_tokens
 
     @jax.jit
     def observe_model(variables, batch, tokens):
         assert model is not None
-        return capture.observe(model, variables, batch, tokens, blocks, sample, found)
+        return observe(model, variables, batch, tokens, blocks, sample, found)
 
     @jax.jit
     def observe_captured(inputs, tokens):
         return {
-            path: capture.observe_rows(found[path].contraction, x, blocks[path], sample, tokens)
+            path: observe_rows(found[path].contraction, x, blocks[path], sample, tokens)
             for path, x in inputs.items()
         }
 

@@ -1,4 +1,4 @@
-"""What to quantize and how: `Config` for a model, `LayerConfig` for one layer, `Rule` between them."""
+"""What to quantize and how: `Config` for a model, `Rule` and `LayerConfig` for its layers."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class LayerConfig:
         unit = max(groups)  # all are powers of two
         if features % unit and not self.pad:
             raise ValueError(
-                f"{path}: K={features} in-features do not split into blocks of {unit} "
-                f"(transform block {self.block}, {self.format} groups of {self.format.group_size}); "
+                f"{path}: K={features} in-features do not split into blocks of {unit} (transform "
+                f"block {self.block}, {self.format} groups of {self.format.group_size}); "
                 f"set pad=True, choose a smaller transform_block, or Rule({path!r}, skip=True)"
             )
         return -(-features // unit) * unit

@@ -70,7 +70,7 @@ class Contraction:
     def dense_general(
         cls, ndim: int, axis: Sequence[int], batch: Sequence[int], features: int
     ) -> Contraction:
-        """Flax's DenseGeneral: kernel [*batch, *axis, *features], output [*batch, *free, *features]."""
+        """Flax's DenseGeneral: kernel [*batch, *axis, *new], output [*batch, *free, *new]."""
         labels = [chr(ord("A") + i) for i in range(ndim + features)]
         x, new = labels[:ndim], labels[ndim:]
         batched, contracted = [x[i] for i in batch], [x[i] for i in axis]

@@ -41,7 +41,7 @@ class Explanation:
         for row in self.layers:
             table.add_row(
                 row.path,
-                " × ".join(map(str, row.shape)),
+                " x ".join(map(str, row.shape)),
                 row.format,
                 row.act_format or "float",
                 row.transform,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` make a file beside ``path``, then renames it there; on failure nothing is left."""
+    """Has ``write`` make a file beside ``path``, then renames it; a failure leaves nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)

@@ -50,7 +50,7 @@ def choose(
     config: LayerConfig,
     key: PRNGKeyArray,
 ) -> Transform:
-    """The best of ``config.gauges`` gauges of a transform, block by block. The first is the identity.
+    """The best of ``config.gauges`` gauges of a transform, block by block; the first is I.
 
     Args:
       transform: T and T⁻ᵀ, [C, D, D].

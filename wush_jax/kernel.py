@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float, Num
 
-from wush_jax import contraction
+from wush_jax import contraction, stacking
 from wush_jax import hadamard as _hadamard
 from wush_jax.formats import Format, Quantized, dequantize
+from wush_jax.stacking import StackAxes
 
 
 @jax.tree_util.register_dataclass
@@ -33,12 +34,13 @@ class QuantizedKernel:
       codes: uint8 [N, K/2], two per byte, low nibble = even index along K (int8: int8 [N, K]).
       scales: [N, K/G], E8M0 or E4M3 bits as uint8, or bfloat16.
       global_scale: float32 [1, 1], a multiplier.
-      act_global_scale: float32 [1, 1], the multiplier of the activations' format; None if weight-only.
+      act_global_scale: float32 [1, 1], the activations' multiplier; None if weight-only.
       transform: T, bfloat16 [C, D, D]; None for identity and Hadamard, which need no storage.
       format, act_format: number formats of weights and activations (None: kept in float).
       transform_name, block: which transform, and D.
       kernel_shape, roles: the float kernel's shape (without ``stack``) and its axes' roles.
       dtype: the float kernel's dtype, as a string.
+      stack_axes: where the stacked axes are in every leaf, see `wush_jax.stacking`.
       shared_input: module path of the first layer that reads the same array and shares T, or None.
     """
 
@@ -54,12 +56,18 @@ class QuantizedKernel:
     kernel_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     roles: str = dataclasses.field(metadata={"static": True})
     dtype: str = dataclasses.field(metadata={"static": True})
+    stack_axes: StackAxes = dataclasses.field(default=(), metadata={"static": True})
     shared_input: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the float kernel this stands for, stacked axes first."""
-        return (*self.codes.shape[: self.codes.ndim - self.batch_ndim - 2], *self.kernel_shape)
+        """Shape of the float kernel this stands for, stacked axes included."""
+        shape = list(self.kernel_shape)
+        stacked = stacking.positions(self._stack, self.codes.ndim)
+        where = stacking.positions(self._stack, len(shape) + len(stacked))
+        for axis, source in sorted(zip(where, stacked, strict=True)):
+            shape.insert(axis, self.codes.shape[source])
+        return tuple(shape)
 
     @property
     def ndim(self) -> int:
@@ -73,6 +81,12 @@ class QuantizedKernel:
     def nbytes(self) -> int:
         """Bytes of all leaves, the transform's included."""
         return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(self))
+
+    @property
+    def _stack(self) -> StackAxes:
+        """``stack_axes``, or none for one slice of a stack (inside a scan, say)."""
+        stacked = self.codes.ndim > self.batch_ndim + 2
+        return (self.stack_axes or (0,)) if stacked else ()
 
     @property
     def batch_ndim(self) -> int:
@@ -89,28 +103,40 @@ class QuantizedKernel:
     @property
     def padded_features(self) -> int:
         """K as stored: whole blocks and groups."""
-        return self.codes.shape[-1] * (2 if self.format.packed else 1)
+        codes = [
+            n
+            for axis, n in enumerate(self.codes.shape)
+            if axis not in stacking.positions(self._stack, self.codes.ndim)
+        ]
+        return codes[-1] * (2 if self.format.packed else 1)
 
     @property
     def outputs(self) -> int:
         """N."""
-        return self.codes.shape[-2]
+        return math.prod(
+            n for n, role in zip(self.kernel_shape, self.roles, strict=True) if role == "n"
+        )
 
     def values(self) -> Float[Array, "*stack N K"]:
-        """Element times group scale, float32, without the global scale: exact numbers of the format."""
+        """Element times group scale, float32: the format's numbers without the global scale."""
         return dequantize(Quantized(self.codes, self.scales, jnp.float32(1), self.format))
 
     def dequantize(self) -> Float[Array, "*stack *kernel"]:
         """The float kernel in the ORIGINAL basis, Tᵀ Q(T⁻ᵀ W), in the kernel's dtype."""
-        weights = (self.values() * self.global_scale).mT  # [*stack, K, N]
-        lead = weights.shape[:-2]
-        weights = inverse_rotate(weights, self)[..., : self.features, :]
-        stack = lead[: len(lead) - self.batch_ndim]
-        weights = weights.reshape(-1, *weights.shape[len(stack) :])
-        kernels = jax.vmap(
-            lambda w: contraction.matrix_to_kernel(w, self.roles, self.kernel_shape)
-        )(weights)
-        return kernels.reshape(*stack, *self.kernel_shape).astype(self.dtype)
+        if self._stack:
+            front = jax.tree.map(lambda leaf: stacking.to_front(leaf, self._stack), self)
+            dense = _dequantize
+            for _ in self._stack:
+                dense = jax.vmap(dense)
+            return stacking.from_front(dense(front), self._stack)
+        return _dequantize(self)
+
+
+def _dequantize(kernel: QuantizedKernel) -> Float[Array, "*kernel"]:
+    weights = (kernel.values() * kernel.global_scale).mT  # [*batch, K, N]
+    weights = inverse_rotate(weights, kernel)[..., : kernel.features, :]
+    weights = contraction.matrix_to_kernel(weights, kernel.roles, kernel.kernel_shape)
+    return weights.astype(kernel.dtype)
 
 
 def inverse_rotate(weights: Float[Array, "*stack K N"], kernel: QuantizedKernel) -> Array:

@@ -137,7 +137,7 @@ def weight_moment(kernel: Float[Array, "K N"], block: int) -> Float[Array, "C D 
 
 
 def check(moments: Moments, path: str) -> None:
-    """Raises ValueError, naming the module ``path``, if no token was seen or a sum is not finite."""
+    """Raises ValueError, naming the module, if no token was seen or a sum is not finite."""
     if not bool((moments.count > 0).all()):
         raise ValueError(f"{path}: no token reached this layer in calibration; feed it, or skip it")
     if not bool(jnp.isfinite(moments.total).all()):

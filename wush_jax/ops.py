@@ -98,7 +98,7 @@ def encode(x: Float[Array, "*batch *tokens K"], kernel: QuantizedKernel) -> Acti
 def matmul(
     activations: Activations, kernel: QuantizedKernel, dtype: jnp.dtype
 ) -> Float[Array, "*batch *tokens N"]:
-    """Contracts encoded rows with a kernel: float32 sums, scaled once at the end, cast to ``dtype``.
+    """Contracts encoded rows with a kernel: float32 sums, scaled once at the end, then cast.
 
     Where both sides' numbers are exact in bfloat16 (MXFP4, NVFP4) and ``dtype`` is bfloat16, the
     operands are too; the products and sums are the same numbers as in float32.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,10 +11,7 @@ import flax.linen as nn
 from wush_jax import rules, trees
 from wush_jax.config import Config, LayerConfig
 from wush_jax.contraction import Contraction
-from wush_jax.flax import capture
-from wush_jax.flax.capture import Layer
-
-Find = Callable[[Any], Mapping[str, Layer]]
+from wush_jax.flax.discover import Layer, discover
 
 
 @dataclasses.dataclass
@@ -28,6 +25,7 @@ class Plan:
       leaders: module path -> the first layer that reads the same array with the same settings;
         its transform, fitted on all of them, serves all.
       skipped: module path -> why it stays in floating point.
+      called: paths of the modules that ran, linear or not.
     """
 
     config: Config
@@ -35,6 +33,7 @@ class Plan:
     configs: dict[str, LayerConfig] = dataclasses.field(default_factory=dict)
     leaders: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    called: set[str] = dataclasses.field(default_factory=set)
 
     def groups(self) -> dict[str, list[str]]:
         """Leader's path -> paths that share its transform, itself first."""
@@ -47,6 +46,16 @@ class Plan:
         """The leader's path if ``path`` shares its transform with another layer."""
         leader = self.leaders[path]
         return leader if list(self.leaders.values()).count(leader) > 1 else None
+
+    def reached(self, model: nn.Module, variables: Mapping, batch: Any) -> Mapping[str, Layer]:
+        """The linear layers that a batch reaches in a model."""
+        discovery = discover(model, variables, batch, lambda path: not self._skips(path))
+        self.called |= discovery.called
+        return discovery.layers
+
+    def _skips(self, path: str) -> bool:
+        rule = rules.match(path, self.config)
+        return rule is not None and rule.skip
 
     def add(self, found: Mapping[str, Layer]) -> None:
         """Takes in the layers that a batch reached.
@@ -72,23 +81,19 @@ class Plan:
             self.layers.setdefault(path, layer)
             self.configs[path] = config
 
-    def close(self, params: Mapping, called: Iterable[str] = ()) -> None:
+    def close(self, params: Mapping) -> None:
         """Accounts for every kernel in the params, once all batches are through.
-
-        Args:
-          called: module paths that ran, linear or not.
 
         Raises:
           ValueError: a kernel that no batch reached and no rule skips, or nothing to quantize.
         """
-        called = set(called)
         for path in trees.kernel_paths(params):
             if path in self.layers or path in self.skipped:
                 continue
             rule = rules.match(path, self.config)
             if rule is not None and rule.skip:
                 self.skipped[path] = f"rule {rule.pattern!r}"
-            elif path in called:
+            elif path in self.called:
                 self.skipped[path] = "not a Dense, DenseGeneral or Einsum layer"
             else:
                 raise ValueError(
@@ -136,21 +141,8 @@ def _captured_layer(path: str, x: Any, shape: tuple[int, ...]) -> Layer:
         if tuple(x.shape[x.ndim - axes :]) == shape[:axes]:
             contracted = tuple(range(x.ndim - axes, x.ndim))
             contraction = Contraction.dense_general(x.ndim, contracted, (), len(shape) - axes)
-            return Layer(path, contraction, shape, (id(x),), capture.NOT_STACKED)
+            return Layer(path, contraction, shape, (id(x),))
     raise ValueError(
         f"{path}: a captured input of shape {tuple(x.shape)} does not fit the kernel {shape}; "
         "its trailing axes must be the kernel's leading ones"
     )
-
-
-def model_layers(
-    model: nn.Module, variables: Mapping, called: set[str]
-) -> Callable[[Any], Mapping[str, Layer]]:
-    """A function from a batch to the layers it reaches; notes in ``called`` which modules ran."""
-
-    def find(batch: Any) -> Mapping[str, Layer]:
-        discovery = capture.discover(model, variables, batch)
-        called.update(discovery.called)
-        return discovery.layers
-
-    return find

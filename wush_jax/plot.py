@@ -45,7 +45,7 @@ def plot_layers(report: Report, path: Path) -> None:
     axes.set_yticks(list(positions), names, fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("relative output error, ‖y − xW‖² / ‖xW‖²")
+    axes.set_xlabel("relative output error, ‖y - xW‖² / ‖xW‖²")
     axes.grid(axis="x", which="both", alpha=0.25)
     figures = sorted({layer.format for layer in report.layers})
     figure.legend(loc="outside upper center", fontsize=8, title=", ".join(figures))

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from wush_jax import solve, trees
+from wush_jax import solve, stacking, trees
 from wush_jax.calibrate import calibrate
 from wush_jax.config import Config
 from wush_jax.contraction import kernel_to_matrix
-from wush_jax.flax.capture import Layer, unstack
+from wush_jax.flax.discover import Layer
 from wush_jax.flax.linen import is_variables
 from wush_jax.kernel import QuantizedKernel
 from wush_jax.moments import Mask
@@ -68,7 +68,7 @@ def quantize(
     """
     config = Config() if config is None else config
     key = jax.random.key(0) if key is None else key
-    variables = plain(params if is_variables(params) else {"params": params})
+    variables = trees.plain(params if is_variables(params) else {"params": params})
     sample_key, draw_key = jax.random.split(key)
     planned, statistics = calibrate(
         model, variables, calib_batches, config, mask=mask, key=sample_key, progress=progress
@@ -156,7 +156,7 @@ def _solve_group(
 
 def slices(kernel: Array, layer: Layer, lead: tuple[int, ...]) -> Callable[[tuple], Array]:
     """index over [*stack, *batch] -> that slice of a kernel as a matrix [K, N]."""
-    kernel = unstack(kernel, layer)
+    kernel = stacking.to_front(kernel, layer.stack_axes)
     stack_ndim = kernel.ndim - len(layer.kernel_shape)
 
     def at(index: tuple[int, ...]) -> Array:
@@ -187,14 +187,8 @@ def assemble(
 ) -> QuantizedKernel:
     """A layer's `QuantizedKernel` from arrays [*stack, *batch, ...], stacked axes put in place."""
     layer, config = planned.layers[path], planned.configs[path]
-
-    def restack(leaf: Array) -> Array:
-        stack = len(layer.stacked[2])
-        axes = layer.stacked[leaf.ndim - stack]
-        return jnp.moveaxis(leaf, range(stack), axes)
-
     codes, scales, global_scale, transform, act = jax.tree.map(
-        restack, (*solution, act_global_scale)
+        lambda leaf: stacking.from_front(leaf, layer.stack_axes), (*solution, act_global_scale)
     )
     return QuantizedKernel(
         codes,
@@ -209,14 +203,6 @@ def assemble(
         kernel_shape=tuple(layer.kernel_shape),
         roles=layer.contraction.roles,
         dtype=dtype,
+        stack_axes=layer.stack_axes,
         shared_input=planned.shared_input(path),
     )
-
-
-def plain(tree: Any) -> Any:
-    """Plain dicts, without Flax's partitioning boxes."""
-    return nn.meta.unbox(_thaw(tree))
-
-
-def _thaw(tree: Any) -> Any:
-    return {k: _thaw(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree

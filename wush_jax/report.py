@@ -75,14 +75,14 @@ class Report:
         """A rich table, one row a layer."""
         table = Table(title="Relative output error per layer, on sample calibration tokens")
         table.add_column("layer", no_wrap=True)
-        for name in ("K × N", "format", "transform", "tokens", "J", "error", "/ identity"):
+        for name in ("K x N", "format", "transform", "tokens", "J", "error", "/ identity"):
             table.add_column(name, justify="right")
         for name in ("/ hadamard", "cond(T)", "span W", "span x"):
             table.add_column(name, justify="right")
         for row in self.layers:
             table.add_row(
                 row.path + ("" if row.shares == row.path else " ↑"),
-                f"{row.shape[0]} × {row.shape[1]}",
+                f"{row.shape[0]} x {row.shape[1]}",
                 row.format if row.act_format == row.format else f"{row.format}, {row.act_format}",
                 f"{row.transform} {row.block}",
                 str(row.tokens),

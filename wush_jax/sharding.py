@@ -9,12 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from wush_jax.flax.capture import Layer
+from wush_jax import stacking
+from wush_jax.flax.discover import Layer
 from wush_jax.kernel import QuantizedKernel
 
 
 def shardings(quantized: Any, sharding: NamedSharding, layer: Layer, path: str) -> QuantizedKernel:
-    """A `QuantizedKernel` of `NamedSharding`: K and N split over the mesh axes that split the kernel.
+    """A `QuantizedKernel` of `NamedSharding`: K and N split as the float kernel's are.
 
     Args:
       quantized: the kernel, of arrays or `jax.ShapeDtypeStruct`.
@@ -26,9 +27,9 @@ def shardings(quantized: Any, sharding: NamedSharding, layer: Layer, path: str) 
       ValueError: K is split more finely than whole blocks and groups, or an axis other than the
         first of several K (or N) axes is split: codes cannot be laid out that way.
     """
-    ndim = len(layer.kernel_shape) + len(layer.stacked[2])
+    ndim = len(layer.kernel_shape) + len(layer.stack_axes)
     spec = tuple(sharding.spec) + (None,) * (ndim - len(sharding.spec))
-    stack_axes = layer.stacked[len(layer.kernel_shape)]
+    stack_axes = stacking.positions(layer.stack_axes, ndim)
     stack = [spec[axis] for axis in stack_axes]
     own = [name for axis, name in enumerate(spec) if axis not in stack_axes]
     names: dict[str, list[Any]] = {"b": [], "k": [], "n": []}
@@ -45,15 +46,15 @@ def shardings(quantized: Any, sharding: NamedSharding, layer: Layer, path: str) 
     units = quantized.padded_features // max(quantized.block, quantized.format.group_size)
     if units % parts:
         raise ValueError(
-            f"{path}: K={quantized.features} is split {parts} ways over {k!r}, which does not leave "
-            f"whole blocks of {quantized.block} and groups of {quantized.format.group_size} to each; "
+            f"{path}: K={quantized.features} is split {parts} ways over {k!r}, leaving no whole "
+            f"blocks of {quantized.block} and groups of {quantized.format.group_size} to each; "
             f"split it at most {math.gcd(units, parts)} ways, or split N"
         )
 
     def on(*trailing: Any) -> NamedSharding:
-        rank = len(names["b"]) + len(trailing)
         leaf = [*names["b"], *trailing]
-        for axis, name in sorted(zip(layer.stacked[rank], stack, strict=True)):
+        where = stacking.positions(layer.stack_axes, len(leaf) + len(stack))
+        for axis, name in sorted(zip(where, stack, strict=True), key=lambda pair: pair[0]):
             leaf.insert(axis, name)
         return NamedSharding(sharding.mesh, PartitionSpec(*leaf))
 

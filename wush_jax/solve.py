@@ -94,7 +94,8 @@ def _block_moments(
     features = config.padded(kernels[0].shape[0], "kernel")
     padded = [_padded(kernel, features) for kernel in kernels]
     outputs = sum(kernel.shape[1] for kernel in kernels)
-    sw = sum(moments.weight_moment(w, config.block) * (w.shape[1] / outputs) for w in padded)
+    shares = [moments.weight_moment(w, config.block) * (w.shape[1] / outputs) for w in padded]
+    sw = jnp.sum(jnp.stack(shares), axis=0)
 
     def chunked(s: Blocks) -> Blocks:
         blocks = features // config.block
@@ -112,8 +113,9 @@ def _join(chunks: list[Fit], blocks: int) -> Fit:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _fit_chunk(sx: Blocks, sw: Blocks, key: PRNGKeyArray, config: LayerConfig) -> Fit:
-    options = dict(strength=config.strength, damping=config.damping, key=key)
-    chosen = transforms.make(config.transform, sx, sw, **options)
+    chosen = transforms.make(
+        config.transform, sx, sw, strength=config.strength, damping=config.damping, key=key
+    )
     sx, sw = transforms.damp(sx, config.damping), transforms.damp(sw, config.damping)
     return Fit(
         chosen,

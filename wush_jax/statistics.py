@@ -20,7 +20,7 @@ from wush_jax.moments import Mask, Moments
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """One batch as one layer sees it; plain arrays of rank two and more, so that Flax can stack them.
+    """One batch as one layer sees it: arrays of rank two and more, so that Flax can stack them.
 
     Attributes:
       total: float32 [*batch, C, D, D], sum of x_b x_bᵀ.

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flax.core import meta
+
 from wush_jax.kernel import QuantizedKernel
+
+
+def join(path: str, name: Any) -> str:
+    """The path of a child; the root's path is the empty string."""
+    return f"{path}/{name}" if path else str(name)
+
+
+def plain(tree: Any) -> Any:
+    """Plain dicts, without Flax's partitioning boxes."""
+    return meta.unbox(_thaw(tree))
+
+
+def _thaw(tree: Any) -> Any:
+    return {k: _thaw(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
 def walk(params: Mapping, prefix: str = "") -> Iterator[tuple[str, Mapping]]:
@@ -13,7 +29,7 @@ def walk(params: Mapping, prefix: str = "") -> Iterator[tuple[str, Mapping]]:
     yield prefix, params
     for name, child in params.items():
         if isinstance(child, Mapping):
-            yield from walk(child, f"{prefix}/{name}" if prefix else str(name))
+            yield from walk(child, join(prefix, name))
 
 
 def kernel_paths(params: Mapping) -> dict[str, Any]:
@@ -21,7 +37,7 @@ def kernel_paths(params: Mapping) -> dict[str, Any]:
     found = {}
     for path, module in walk(params):
         kernel = module.get("kernel")
-        if hasattr(kernel, "shape") and len(kernel.shape) >= 2:
+        if kernel is not None and len(getattr(kernel, "shape", ())) >= 2:
             found[path] = kernel
     return found
 
@@ -33,11 +49,11 @@ def quantized_kernels(params: Mapping) -> dict[str, QuantizedKernel]:
 
 
 def replace_kernels(params: Mapping, kernels: Mapping[str, Any], prefix: str = "") -> dict:
-    """A new tree with the kernels of the given module paths replaced; all else is the same object."""
+    """A new tree with the kernels of these module paths replaced; all else is the same object."""
     out = {}
     for name, child in params.items():
         if isinstance(child, Mapping):
-            out[name] = replace_kernels(child, kernels, f"{prefix}/{name}" if prefix else str(name))
+            out[name] = replace_kernels(child, kernels, join(prefix, name))
         else:
             out[name] = kernels.get(prefix, child) if name == "kernel" else child
     return out

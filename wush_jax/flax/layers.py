@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import opt_einsum
+from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array
+from opt_einsum.parser import parse_einsum_input
 
 from wush_jax.contraction import Contraction
 
@@ -25,6 +27,15 @@ class Call(NamedTuple):
 
     x: Array
     contraction: Contraction
+
+
+def call_model(model: nn.Module, variables: Mapping, batch: Any, **kwargs: Any) -> Any:
+    """``model.apply`` on a calibration batch: ``*batch``, ``**batch``, or ``batch`` itself."""
+    if isinstance(batch, Mapping):
+        return model.apply(variables, **batch, **kwargs)
+    if isinstance(batch, tuple):
+        return model.apply(variables, *batch, **kwargs)
+    return model.apply(variables, batch, **kwargs)
 
 
 def path_of(module: nn.Module) -> str:
@@ -49,7 +60,10 @@ def linear_call(context: nn.module.InterceptorContext, args: tuple, kwargs: dict
     x = bound.arguments["inputs"]
     if not hasattr(x, "ndim") or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
-    return Call(x, _contraction(module, x, bound.arguments))
+    try:
+        return Call(x, _contraction(module, x, bound.arguments))
+    except ValueError:  # an Einsum that is no plain contraction with its kernel
+        return None
 
 
 def _contraction(module: nn.Module, x: Array, arguments: dict[str, Any]) -> Contraction:
@@ -57,7 +71,7 @@ def _contraction(module: nn.Module, x: Array, arguments: dict[str, Any]) -> Cont
         equation = arguments.get("einsum_str") or module.einsum_str
         # opt_einsum spells out the ellipses, as Flax's own Einsum does
         kernel = jnp.broadcast_to(jnp.zeros((), x.dtype), module.shape)
-        operands, out, _ = opt_einsum.parser.parse_einsum_input((equation, x, kernel))
+        operands, out, _ = parse_einsum_input((equation, x, kernel))
         labels = operands.split(",")
         return Contraction(labels[0], labels[1], out)
     if isinstance(module, nn.DenseGeneral):
@@ -71,7 +85,13 @@ def _tuple(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
-def compute_dtype(module: nn.Module, x: Array, kernel_dtype: str, bias: Array | None) -> jnp.dtype:
+def trace_of(module: nn.Module) -> Any:
+    """An opaque value that differs between JAX traces: arrays of one cannot be used in another."""
+    assert module.scope is not None
+    return module.scope.trace_level
+
+
+def compute_dtype(module: nn.Module, x: Array, kernel_dtype: str, bias: Array | None) -> Any:
     """The dtype in which the module computes and answers, by Flax's promotion rules."""
     others = [jnp.zeros((), kernel_dtype)] + ([] if bias is None else [bias])
-    return nn.dtypes.canonicalize_dtype(x, *others, dtype=module.dtype)
+    return canonicalize_dtype(x, *others, dtype=module.dtype)

@@ -42,7 +42,7 @@ def apply(
 
 
 def as_variables(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A variables dict: ``params`` itself if it has a "params" collection, else ``{"params": params}``."""
+    """``params`` itself if it is a whole variables dict, else ``{"params": params}``."""
     return params if is_variables(params) else {"params": params}
 
 
@@ -77,7 +77,7 @@ def quantized(implementation: str | None = None) -> Iterator[None]:
         dtype = layers.compute_dtype(module, call.x, kernel.dtype, bias)
         ops.choose(kernel, jax.default_backend(), implementation)
         rows = call.contraction.rows(call.x.astype(dtype))
-        key = (kernel.shared_input, dtype, module.scope.trace_level)
+        key = (kernel.shared_input, dtype, layers.trace_of(module))
         y = ops.matmul(encode(rows, kernel, key, call.x), kernel, dtype)
         y = call.contraction.output(y, kernel.kernel_shape)
         if bias is not None:
@@ -96,6 +96,6 @@ def _check_shape(kernel: QuantizedKernel, call: layers.Call, path: str) -> None:
     )
     if kernel.roles != call.contraction.roles or expected != kernel.kernel_shape:
         raise ValueError(
-            f"{path}: the input {call.x.shape} contracts as {call.contraction}, which takes a kernel "
-            f"of shape {expected}; the quantized kernel is {kernel.kernel_shape} ({kernel.roles})"
+            f"{path}: the input {call.x.shape} contracts as {call.contraction}, which takes a "
+            f"kernel {expected}; the quantized one is {kernel.kernel_shape} ({kernel.roles})"
         )
