@@ -67,7 +67,10 @@ class Scanned(nn.Module):
         x = nn.Embed(50, 32, name="embed")(tokens)
         block = nn.remat(Block) if self.remat else Block
         stack = nn.scan(
-            block, variable_axes={"params": self.axis}, split_rngs={"params": True}, length=self.layers
+            block,
+            variable_axes={"params": self.axis},
+            split_rngs={"params": True},
+            length=self.layers,
         )
         x, _ = stack(name="blocks")(x, None)
         return nn.Dense(50, name="lm_head")(nn.LayerNorm()(x))
@@ -82,7 +85,10 @@ class Ensemble(nn.Module):
     @nn.compact
     def __call__(self, x):
         each = nn.vmap(
-            Mlp, in_axes=self.in_axes, variable_axes={"params": 0}, split_rngs={"params": True},
+            Mlp,
+            in_axes=self.in_axes,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
             axis_size=self.members,
         )
         return each(name="members")(x)
