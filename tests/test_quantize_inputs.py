@@ -32,7 +32,7 @@ class Masked(nn.Module):
 
 def test_batches_as_arrays_tuples_and_mappings():
     model, mask = Masked(), jnp.ones((4, 16))
-    params = model.init(KEY, X, mask)["params"]
+    params = jax.jit(model.init)(KEY, X, mask)["params"]
     by_position = wush_jax.quantize(params, [(X, mask)], model=model, config=CONFIG)
     by_name = wush_jax.quantize(params, [{"x": X, "mask": mask}], model=model, config=CONFIG)
     jax.tree.map(np.testing.assert_array_equal, by_position, by_name)
@@ -47,7 +47,7 @@ def test_a_generator_is_consumed_once_and_shapes_may_vary():
 def test_masked_tokens_do_not_count():
     model = Masked()
     mask = (jnp.arange(16) < 10) * jnp.ones((4, 1))
-    params = model.init(KEY, X, mask)["params"]
+    params = jax.jit(model.init)(KEY, X, mask)["params"]
     options = {"model": model, "config": CONFIG, "return_report": True, "mask": lambda b: b[1]}
     q, report = wush_jax.quantize(params, [(X, mask)], **options)
     garbage = jnp.where(mask[..., None] == 0, 1e3, X)
@@ -68,7 +68,7 @@ def test_model_free_equals_with_model():
 
 def test_model_free_shares_by_object_and_takes_multi_axis_kernels():
     attention = models.Attention()
-    params = attention.init(KEY, X)["params"]
+    params = jax.jit(attention.init)(KEY, X)["params"]
     heads = jax.random.normal(KEY, (4, 16, 2, 16))
     captured = {"query": X, "key": X, "value": X + 0, "out": heads}
     q = wush_jax.quantize(params, [captured], config=CONFIG)
@@ -97,7 +97,7 @@ def test_rules_first_match_wins_and_unused_are_reported():
 def test_heads_stay_float_unless_a_rule_says_otherwise():
     model = models.Unrolled(layers=1)
     tokens = jnp.zeros((2, 8), int)
-    params = model.init(KEY, tokens)["params"]
+    params = jax.jit(model.init)(KEY, tokens)["params"]
     q, report = wush_jax.quantize(params, [tokens], model=model, config=CONFIG, return_report=True)
     assert set(report.skipped) == {"lm_head"}
     assert q["embed"]["embedding"] is params["embed"]["embedding"]

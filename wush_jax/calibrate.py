@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from wush_jax import moments, plan
+from wush_jax import moments, plan, trees
 from wush_jax.config import Config
 from wush_jax.flax.discover import Layer
 from wush_jax.flax.observe import observe, observe_rows
@@ -68,9 +68,19 @@ def calibrate(
     if not observers:
         raise ValueError("calib_batches is empty: calibration needs at least one batch")
     planned.close(variables["params"])
+    _check_kernels(planned, variables["params"])
     for leader in planned.groups():
         moments.check(statistics[leader].moments, leader)
     return planned, statistics
+
+
+def _check_kernels(planned: Plan, params: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the first module to be quantized whose kernel is not finite."""
+    kernels = trees.kernel_paths(params)
+    finite = jax.device_get({path: jnp.isfinite(kernels[path]).all() for path in planned.layers})
+    for path, good in finite.items():
+        if not good:
+            raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
 
 
 _start = jax.jit(Statistics.start)

@@ -124,8 +124,6 @@ def _solve_group(
             solved, baselines = solve.solve(
                 kernel, fitted.transform.forward, here.rows, here.valid, config
             )
-            if not bool(solved.measured.finite):
-                raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
             solutions[path].append(solved)
             name = path + (str(list(index)) if index else "")
             reports[path].append(

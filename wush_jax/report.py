@@ -133,7 +133,11 @@ class Report:
     def warn(self) -> None:
         """Warns of rules that matched nothing: a typo there leaves layers at the default."""
         for pattern in self.unused_rules:
-            warnings.warn(f"rule {pattern!r} matched no layer first", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"rule {pattern!r} matched no layer (or earlier rules took them all)",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _ratio(a: float, b: float) -> str:

@@ -49,13 +49,11 @@ class Measured(NamedTuple):
     Attributes:
       error: ‖y - xW‖² / ‖xW‖².
       weight_span, act_span: log2 of the largest over the smallest non-zero group scale.
-      finite: whether the kernel holds only finite numbers.
     """
 
     error: Float[Array, ""]
     weight_span: Float[Array, ""]
     act_span: Float[Array, ""]
-    finite: Bool[Array, ""]
 
 
 def fit(
@@ -181,7 +179,6 @@ def _attempt(
         _relative_error(y, exact),
         _span(solution.scales, solution.codes, config.format),
         act_span,
-        jnp.isfinite(kernel).all(),
     )
     return Solved(solution, act_global, measured)
 
