@@ -80,7 +80,7 @@ class Ensemble(nn.Module):
     """Members by `nn.vmap` over params; all see the same input, or one slice each."""
 
     members: int = 3
-    in_axes: int | None = None
+    in_axes: Any = None
 
     @nn.compact
     def __call__(self, x):

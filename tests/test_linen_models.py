@@ -134,7 +134,8 @@ def test_dtypes_follow_flax(dtype):
     model = models.Mlp(dtype=dtype, param_dtype=jnp.bfloat16)
     params = jax.jit(model.init)(KEY, X)["params"]
     q = wush_jax.quantize(params, [X], model=model, config=CONFIG)
-    exact, answer = model.apply({"params": params}, X), wush_jax.apply(model, q, X)
+    exact: Any = model.apply({"params": params}, X)
+    answer = wush_jax.apply(model, q, X)
     assert answer.dtype == exact.dtype == dtype
     assert _relative(answer, exact) < 0.03
     restored = wush_jax.dequantize(q)["up"]["kernel"]
