@@ -15,6 +15,8 @@ It leaves quickstart.json and a plot, layer by layer, in the folder given as --o
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -34,9 +36,9 @@ TRANSFORMS = ("identity", "hadamard", "wus", "wush")
 
 CALIBRATION_TOKENS = 32_768
 HELD_OUT_TOKENS = 2_048
-SENTENCES, SENTENCE_LENGTH = 256, 64
+SENTENCES, SENTENCE_LENGTH = 256, 32
 
-NOT_SHARED = "wush, one per layer"  # query, key and value each with a transform of its own
+NOT_SHARED = "wush, not shared"  # query, key and value each with a transform of its own
 
 
 def main() -> None:
@@ -49,7 +51,8 @@ def main() -> None:
         batches = text.batches(tokenizer, text.paragraphs("calibration"), tokens=options.tokens)
         held_out = text.paragraphs("evaluation")
         held_out_batches = text.batches(tokenizer, held_out, tokens=HELD_OUT_TOKENS)
-        sentences = text.encode(tokenizer, held_out[-SENTENCES:], SENTENCE_LENGTH)
+        short = (t for t in held_out if len(tokenizer.encode(t).ids) <= SENTENCE_LENGTH)
+        sentences = text.encode(tokenizer, itertools.islice(short, SENTENCES), SENTENCE_LENGTH)
 
     # One line is enough to quantize a model:
     #
@@ -74,7 +77,7 @@ def main() -> None:
     }
     rows, table = [float_row], new_table()
     add_row(table, float_row)
-    with Live(table, console=console, refresh_per_second=4):
+    with Live(table, console=console) if console.is_terminal else contextlib.nullcontext():
         for fmt, transform, config in configurations(options.formats, options.transforms):
             clock = time.perf_counter()
             qparams, report = wush_jax.quantize(
@@ -102,11 +105,14 @@ def main() -> None:
             rows.append(row)
             add_row(table, row)
             if not console.is_terminal:
-                console.print(" ".join(cells(row)))
+                console.print("  ".join(cells(row)), highlight=False)
             if config == wush_jax.Config():
                 options.out.mkdir(parents=True, exist_ok=True)
                 report.plot(options.out / "layers.png")
                 console.print(f"error of every layer: {options.out / 'layers.png'}")
+
+    if not console.is_terminal:
+        console.print(table)
 
     options.out.mkdir(parents=True, exist_ok=True)
     summary = {

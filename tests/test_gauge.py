@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from formats_reference import fake_quantize
 
-from wush_jax import formats, gauge, moments, solve, transforms
+from wush_jax import gauge, moments, solve, transforms
 from wush_jax.config import Config
 
 candidates = gauge._candidates
@@ -26,9 +27,10 @@ def layer(transform="wush", fmt="nvfp4", **options):
     return Config(fmt, transform=transform, **options).layer()
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def fitted(x, w, config):
     """(transform without gauge, damped Sx, damped Sw, Sx)."""
-    sx, sw = moments.second_moment(moments.of(x, config.block)), None
+    sx = moments.second_moment(moments.of(x, config.block))
     sw = moments.weight_moment(w, config.block)
     pair = transforms.make(config.transform, sx, sw, key=jax.random.key(1))
     return pair, transforms.damp(sx, 1e-2), transforms.damp(sw, 1e-2), sx
@@ -36,9 +38,7 @@ def fitted(x, w, config):
 
 def gauged(pair, rotation, scale):
     r = np.asarray(rotation, np.float64)
-    forward, inverse = (
-        np.asarray(a, np.float64) for a in (pair.forward, pair.inverse_transpose)
-    )
+    forward, inverse = (np.asarray(a, np.float64) for a in (pair.forward, pair.inverse_transpose))
     return scale * r @ forward, r @ inverse / scale
 
 
@@ -80,7 +80,7 @@ def brute_force(pair, rotation, scale, x, w, config):
     exact_w = np.einsum("cij,cjn->cni", inverse, kernel)
 
     def rounded(a, fmt):
-        return a if fmt is None else np.asarray(formats.fake_quantize(jnp.float32(a), fmt), float)
+        return a if fmt is None else np.asarray(fake_quantize(jnp.float32(a), fmt), float)
 
     y = rounded(exact_x, config.act_format) @ rounded(exact_w, config.format).swapaxes(1, 2)
     error = y - exact_x @ exact_w.swapaxes(1, 2)
@@ -89,7 +89,7 @@ def brute_force(pair, rotation, scale, x, w, config):
 
 @pytest.mark.parametrize(
     ("transform", "fmt", "act"),
-    [("wush", "nvfp4", "same"), ("wush", "nvfp4", None), ("wus", "nvfp4", "same")],
+    [("wush", "nvfp4", "same"), ("wus", "nvfp4", None)],
 )
 def test_the_best_candidate_is_chosen(transform, fmt, act):
     """When the rows are all that was seen, the objective is those rows' true output error."""
@@ -129,10 +129,10 @@ def test_invalid_rows_do_not_vote():
 @pytest.mark.parametrize(
     "options",
     [
-        {"gauges": 1},
+        {"gauges": 1, "transform": "diagonal"},
         {"transform": "hadamard"},
         {"transform": "identity"},
-        {"fmt": "mxfp4", "transform_block": 16},  # half a group
+        {"fmt": "mxfp4", "transform": "diagonal", "transform_block": 16},  # half a group
     ],
 )
 def test_nothing_to_choose(options):
@@ -152,7 +152,7 @@ def test_massive_activations():
     for seed in range(6):
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(1024, 64)).astype(np.float32)
-        x[:, 7] *= np.where(rng.random(1024) < 0.03, 30, 1)
+        x[rng.random(1024) < 0.03, 7] = 30  # one value, as massive activations have
         x, w = jnp.asarray(x), jnp.asarray(rng.normal(size=(64, 48)), jnp.float32)
         seen, valid = moments.of(x, config.block), jnp.ones(256, bool)
         losses = []
@@ -161,6 +161,5 @@ def test_massive_activations():
             solution = measured(w, fit.transform.forward, x, jnp.ones(1024, bool), plain)
             losses.append(float(solution.measured.error))
         ratios.append(losses[1] / losses[0])
-    print(ratios)
-    assert max(ratios) < 1
-    assert np.mean(ratios) < 0.9
+    assert max(ratios) < 0.97, ratios
+    assert np.mean(ratios) < 0.94, ratios

@@ -73,24 +73,27 @@ def test_model_runs_quantized(name):
 
 
 def test_scan_equals_unrolled():
-    """The same weights, stacked or not, give the same codes and the same answer."""
+    """The same weights, stacked or not, give the same codes and the same answer.
+
+    With Hadamard: a fitted U may turn within a pair of near-equal singular values.
+    """
+    config = wush_jax.Config(format="int8", transform="hadamard", sample_tokens=32)
     scanned, unrolled = models.Scanned(layers=2), models.Unrolled(layers=2)
     stacked = jax.jit(scanned.init)(KEY, TOKENS)["params"]
     flat = {k: v for k, v in stacked.items() if k != "blocks"}
     for i in range(2):
         flat[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked["blocks"])
-    qs = wush_jax.quantize(stacked, [TOKENS], model=scanned, config=CONFIG)
-    qf = wush_jax.quantize(flat, [TOKENS], model=unrolled, config=CONFIG)
+    qs = wush_jax.quantize(stacked, [TOKENS], model=scanned, config=config)
+    qf = wush_jax.quantize(flat, [TOKENS], model=unrolled, config=config)
     for path in ("mlp/up", "attention/query", "attention/out"):
         first, second = path.split("/")
         codes = qs["blocks"][first][second]["kernel"].codes
         for i in range(2):
             alone = qf[f"block_{i}"][first][second]["kernel"].codes
-            # float32 sums in another order may move a value across a rounding boundary
-            assert np.mean(np.asarray(codes[i]) != np.asarray(alone)) < 2e-2
+            np.testing.assert_array_equal(codes[i], alone)
     a = jax.jit(lambda q: wush_jax.apply(scanned, q, TOKENS))(qs)
     b = jax.jit(lambda q: wush_jax.apply(unrolled, q, TOKENS))(qf)
-    assert _relative(a, b) < 5e-3
+    assert _relative(a, b) < 1e-3  # a sum in another order may flip an activation's rounding
 
 
 def test_shared_input_shares_the_transform():
@@ -140,6 +143,16 @@ def test_dtypes_follow_flax(dtype):
     assert _relative(answer, exact) < 0.03
     restored = wush_jax.dequantize(q)["up"]["kernel"]
     assert restored.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("axis", [(-2, -1), (-1, -2)])
+def test_contracted_axes_in_any_order(axis):
+    """Flax sorts them; of equal sizes, a wrong order would go unnoticed but for the result."""
+    model = nn.DenseGeneral(16, axis=axis, name="dense")
+    x = jax.random.normal(KEY, (16, 8, 8)) * jnp.arange(1.0, 9.0)
+    params = jax.jit(model.init)(KEY, x)["params"]
+    q = wush_jax.quantize(params, [x], model=model, config=CONFIG)
+    assert _relative(wush_jax.apply(model, q, x), model.apply({"params": params}, x)) < 0.03
 
 
 def test_padding_an_odd_width():

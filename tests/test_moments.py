@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ of = jax.jit(moments.of, static_argnums=1)
 K, D = 64, 16
 
 
-def tokens(seed, *shape, dtype=np.float32):
+def tokens(seed, *shape, dtype=np.float32) -> Any:
     """Activations with a mean and unequal features, as real ones have."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(*shape, K)) * np.exp(rng.normal(size=K)) + 0.5).astype(dtype)
@@ -64,12 +65,12 @@ def test_blockwise_is_the_full_moments_diagonal():
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
 def test_a_masked_token_never_counts(dtype):
     x = tokens(6, 4, 32)
-    kept = np.random.default_rng(6).random((4, 32)) < 0.7
-    dirty = x.copy()
+    kept: Any = np.random.default_rng(6).random((4, 32)) < 0.7
+    dirty: Any = x.copy()
     dirty[~kept] = np.nan
     found = of(dirty, D, kept.astype(dtype))
     assert_moments(found, x[kept], D)
-    pairs = [(dirty[:2], kept[:2]), (dirty[2:], kept[2:])]
+    pairs: Any = [(dirty[:2], kept[:2]), (dirty[2:], kept[2:])]
     assert_moments(moments.stream(pairs, D), x[kept], D)
     nothing = of(dirty, D, np.zeros_like(kept))
     assert nothing.count == 0
@@ -130,7 +131,7 @@ def test_blocks_must_divide_the_features(block):
 
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"mask has shape \(4,\); the tokens' shape is \(4, 32\)"):
-        moments.of(tokens(0, 4, 32), D, np.ones(4, bool))
+        moments.of(tokens(0, 4, 32), D, jnp.ones(4, bool))
     with pytest.raises(ValueError, match="no batch"):
         moments.stream([], D)
     with pytest.raises(ValueError, match=r"mlp/up: no token reached"):

@@ -159,4 +159,5 @@ def is_quantized(leaf: object) -> bool:
 
 def stack(kernels: Sequence[QuantizedKernel], axis: int = 0) -> QuantizedKernel:
     """One kernel whose leaves are those of ``kernels`` stacked, as ``nn.scan`` slices them."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *kernels)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *kernels)
+    return dataclasses.replace(stacked, stack_axes=(axis,))

@@ -93,7 +93,7 @@ _update = jax.jit(update, donate_argnums=0)
 
 
 def stream(
-    batches: Iterable[Float[Array, "*tokens K"]],
+    batches: Iterable[Float[Array, "*tokens K"] | tuple[Float[Array, "*tokens K"], Mask]],
     block: int | None = None,
     *,
     start: Moments | None = None,

@@ -1,8 +1,9 @@
 """What calibration keeps of one layer's input: second moments of every token, and a token sample.
 
-The moments see every token. The sample is a uniform random subset of bounded size, drawn in one
-pass (weighted reservoir sampling: Efraimidis & Spirakis 2006), on which the true quantizer is
-later measured.
+The moments see every token. The sample is a random subset of bounded size, drawn in one pass, on
+which the true quantizer is later measured: each batch offers some of its tokens, and each offered
+token competes with the weight of the tokens it stands for (Efraimidis & Spirakis 2006). That is
+uniform for batches of one size, and close to it otherwise.
 """
 
 from __future__ import annotations
@@ -63,13 +64,10 @@ def combine(first: Observation, second: Observation) -> Observation:
     size = first.rows.shape[-2]
     rows = jnp.concatenate([first.rows, second.rows], axis=-2)
     valid = jnp.concatenate([first.valid, second.valid], axis=-2)
-    share = (
-        jnp.where(jnp.arange(2 * size) < size, first.count[..., 0], second.count[..., 0])
-        / jnp.maximum(first.count + second.count, 1)[..., 0]
-    )
-    u = jax.random.uniform(jax.random.key(1), valid.shape[:-1], minval=1e-30)
-    order = jnp.where(valid[..., 0], jnp.log(u) / jnp.maximum(share, 1e-30), -jnp.inf)
-    _, kept = jax.lax.top_k(order, size)
+    seed = jax.lax.bitcast_convert_type(first.total.ravel()[0], jnp.int32)
+    keys = jax.random.split(jax.random.key(seed))
+    priority = [_priority(seen, key) for seen, key in zip((first, second), keys, strict=True)]
+    _, kept = jax.lax.top_k(jnp.concatenate(priority, axis=-1), size)
     return Observation(
         first.total + second.total,
         first.count + second.count,

@@ -82,7 +82,10 @@ def diagonal(sx: Blocks, sw: Blocks) -> Transform:
 
 
 def diagonal_hadamard(sx: Blocks, sw: Blocks) -> Transform:
-    """T = H diag(d): the best of that family; J = (Σ sqrt(Sx_ii Sw_ii))² / D."""
+    """T = H diag(d), d as in `diagonal`.
+
+    For diagonal moments J = (Σ sqrt(Sx_ii Sw_ii))² / D, the least there is.
+    """
     h = jnp.asarray(_hadamard.matrix(sx.shape[-1]))
     gain = _diagonal_gain(sx, sw)
     return Transform(h * gain[..., None, :], h / gain[..., None, :])

@@ -75,8 +75,9 @@ def _contraction(module: nn.Module, x: Array, arguments: dict[str, Any]) -> Cont
         labels = operands.split(",")
         return Contraction(labels[0], labels[1], out)
     if isinstance(module, nn.DenseGeneral):
-        axis = [a % x.ndim for a in _tuple(module.axis)]
-        batch = [a % x.ndim for a in _tuple(module.batch_dims)]
+        # Flax contracts along the sorted axes, in whatever order they were given
+        axis = sorted(a % x.ndim for a in _tuple(module.axis))
+        batch = sorted(a % x.ndim for a in _tuple(module.batch_dims))
         return Contraction.dense_general(x.ndim, axis, batch, len(_tuple(module.features)))
     return Contraction.dense(x.ndim)
 

@@ -1,0 +1,1 @@
+"""Benchmarks: every figure is one command, see README.md."""
