@@ -32,13 +32,11 @@ import wush_jax
 from examples.minilm import evaluate, load, text
 
 FORMATS = ("mxfp4", "nvfp4", "int4")
-TRANSFORMS = ("identity", "hadamard", "wus", "wush")
+TRANSFORMS = ("identity", "hadamard", "wus", "wush", "unshared")
 
 CALIBRATION_TOKENS = 32_768
 HELD_OUT_TOKENS = 2_048
 SENTENCES, SENTENCE_LENGTH = 256, 32
-
-NOT_SHARED = "wush, not shared"  # query, key and value each with a transform of its own
 
 
 def main() -> None:
@@ -146,9 +144,10 @@ def configurations(
     """Format, name of the row, and configuration."""
     for fmt in formats:
         for transform in transforms:
-            yield fmt, transform, wush_jax.Config(format=fmt, transform=transform)
-        if fmt == "mxfp4" and "wush" in transforms:
-            yield fmt, NOT_SHARED, wush_jax.Config(format=fmt, share_inputs=False)
+            if transform != "unshared":
+                yield fmt, transform, wush_jax.Config(format=fmt, transform=transform)
+            elif fmt == "mxfp4":  # WUSH, with one transform each for query, key and value
+                yield fmt, "wush unshared", wush_jax.Config(format=fmt, share_inputs=False)
 
 
 def new_table() -> Table:

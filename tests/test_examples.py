@@ -34,11 +34,10 @@ def test_quickstart_ranks_wush_before_hadamard(tmp_path):
 
     summary = json.loads((tmp_path / "quickstart.json").read_text())
     rows = {row["transform"]: row for row in summary["rows"]}
-    assert list(rows) == ["", "hadamard", "wush", "wush, not shared"]
-    for name in ("wush", "wush, not shared"):
-        assert rows[name]["layer_error"] < 0.8 * rows["hadamard"]["layer_error"]
-        assert rows[name]["cosine"] > rows["hadamard"]["cosine"]
-        assert len(rows[name]["layers"]) == 36
+    assert list(rows) == ["", "hadamard", "wush"]
+    assert rows["wush"]["layer_error"] < 0.8 * rows["hadamard"]["layer_error"]
+    assert rows["wush"]["cosine"] > rows["hadamard"]["cosine"]
+    assert len(rows["wush"]["layers"]) == 36
     # 4 bits and a scale byte for 32 of them; and 16 bits of T for each of D = 32 rows of a block
     assert rows["hadamard"]["linear_mb"] == pytest.approx(42.5 * 4.25 / 32, rel=0.01)
     assert rows[""]["linear_mb"] / rows["wush"]["linear_mb"] > 6

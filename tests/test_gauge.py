@@ -147,7 +147,7 @@ def test_massive_activations():
     """One channel 30 times larger in 3 % of the tokens: worth a clear part of the error."""
     config = layer("wush", "mxfp4")
     plain = dataclasses.replace(config, gauges=1)
-    measured = jax.jit(solve._attempt, static_argnames="config")
+    measured = jax.jit(solve.solve, static_argnames="config")
     ratios = []
     for seed in range(6):
         rng = np.random.default_rng(seed)

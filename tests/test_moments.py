@@ -86,7 +86,8 @@ def test_adding_is_associative():
 
 
 def test_psum_over_a_mesh_axis():
-    assert len(jax.devices()) >= 8
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices; tests/conftest.py makes them on CPU")
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
     x = tokens(7, 16, 8)
     mask = np.random.default_rng(7).random((16, 8)) < 0.5

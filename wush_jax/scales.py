@@ -66,7 +66,7 @@ def times(x: Float[Array, "*s"], factor: Float[Array, "*#s"]) -> Float[Array, "*
 
 
 def quotient(x: Float[Array, "*s"], constant: float) -> Float[Array, "*s"]:
-    """x / constant, correctly rounded, for finite x.
+    """x / constant for finite x: correctly rounded on CPU, within one unit elsewhere.
 
     XLA turns division by a constant into a product with its rounded reciprocal, often one unit
     off; it cannot when the divisor depends on x.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -131,38 +130,44 @@ class Solved(NamedTuple):
     measured: Measured
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def orthogonal_error(
+    kernel: Float[Array, "K N"],
+    t: Float[Array, "D D"],
+    rows: Float[Array, "S K"],
+    valid: Bool[Array, " S"],
+    config: LayerConfig,
+) -> Float[Array, ""]:
+    """What RTN would measure with one orthogonal T (identity, Hadamard) for every block."""
+    padded = config.padded(kernel.shape[0], "kernel")
+
+    def rotate(x: Float[Array, "R K"]) -> Array:
+        blocks = pad_features(x, padded).reshape(x.shape[0], -1, config.block)
+        return jnp.matmul(blocks, t.T, precision="highest").reshape(x.shape[0], padded)
+
+    x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
+    w = kernel.astype(jnp.float32)
+    rotated = rotate(x)
+    if config.act_format is not None:
+        scale = _act_global_scale(rotated, config.act_format).reshape(())
+        rotated = formats.fake_quantize(rotated, config.act_format, global_scale=scale)
+    weights = formats.fake_quantize(rotate(w.T), config.format)
+    y = jnp.matmul(rotated, weights.T, precision="highest")
+    return _relative_error(y, jnp.matmul(x, w, precision="highest"))
+
+
+@functools.partial(jax.jit, static_argnames="config")
 def solve(
     kernel: Float[Array, "K N"],
     forward: Blocks,
     rows: Float[Array, "S K"],
     valid: Bool[Array, " S"],
     config: LayerConfig,
-) -> tuple[Solved, dict[str, Measured]]:
+) -> Solved:
     """Quantizes a kernel with a fitted transform and measures it on sample tokens.
 
-    Returns:
-      The solution, and for comparison what RTN with "identity" and "hadamard" would have measured.
+    The error is the true quantizer's, activations included, in float32.
     """
-    solved = _attempt(kernel, forward, rows, valid, config)
-    # Baselines run through the same compiled function, with their T in place of the fitted one.
-    stored = config.transform not in ("identity", "hadamard")
-    config = config if stored else dataclasses.replace(config, transform="wush")
-    baselines = {
-        name: _attempt(kernel, make(forward, forward).forward, rows, valid, config).measured
-        for name, make in (("identity", transforms.identity), ("hadamard", transforms.hadamard))
-    }
-    return solved, baselines
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _attempt(
-    kernel: Float[Array, "K N"],
-    forward: Blocks,
-    rows: Float[Array, "S K"],
-    valid: Bool[Array, " S"],
-    config: LayerConfig,
-) -> Solved:
-    """The error is the true quantizer's, activations included, in float32."""
     x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
     padded = config.padded(kernel.shape[0], "kernel")
     solution = rtn(_padded(kernel, padded), forward, config)

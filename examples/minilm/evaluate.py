@@ -60,7 +60,7 @@ def layer_inputs(
             tokens.setdefault(path, []).append(np.asarray(x)[keep])
 
     made: list[dict[str, jax.Array]] = []
-    for path in list(tokens):
+    for path in readers:  # in the model's order, which jit's sorted mappings lose
         joined = np.concatenate(tokens.pop(path))
         chunks = [jnp.asarray(chunk) for chunk in np.split(joined, range(rows, len(joined), rows))]
         whole = [chunk for chunk in chunks if len(chunk) == rows]

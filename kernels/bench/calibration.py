@@ -97,13 +97,13 @@ def memory(
 def show(result: dict[str, Any]) -> None:
     console = Console()
     table = Table(title=f"{result['tokens']} tokens, D = {result['block']}, {result['device']}")
-    for name in ("call", "forward s", "quantize s", "ratio", "forward CPU s", "quantize CPU s"):
-        table.add_column(name, justify="left" if name == "call" else "right")
+    for name in ("call", "seconds of", "forward", "quantize", "ratio"):
+        table.add_column(name, justify="left" if name in ("call", "seconds of") else "right")
     for call, seconds in result["seconds"].items():
-        (wall, cpu), (quantize_wall, quantize_cpu) = seconds["forward"], seconds["quantize"]
-        ratio = f"{quantize_wall / wall:.2f} ({quantize_cpu / cpu:.2f} CPU)"
-        figures = [f"{wall:.2f}", f"{quantize_wall:.2f}", ratio]
-        table.add_row(call, *figures, f"{cpu:.2f}", f"{quantize_cpu:.2f}")
+        for i, clock in enumerate(("wall clock", "CPU")):
+            forward, quantize = seconds["forward"][i], seconds["quantize"][i]
+            ratio = f"{quantize / forward:.2f}"
+            table.add_row(call, clock, f"{forward:.2f}", f"{quantize:.2f}", ratio)
     console.print(table)
     held = result["memory_bytes"]
     console.print(

@@ -44,7 +44,9 @@ def transformed_weights(
 ) -> tuple[Float[Array, "K N"], BFloat16[Array, "C D D"] | None]:
     """A = T⁻ᵀ W in float32, and T as stored (None where it needs no storage).
 
-    One LU factorisation a block with a step of iterative refinement; never an inverse.
+    T⁻ᵀ comes from an LU factorisation, of D right-hand sides rather than N: CPUs solve many
+    small triangular systems slowly and multiply fast. One step of iterative refinement against W
+    then takes out what an explicit inverse loses.
     """
     blocks = kernel.astype(jnp.float32).reshape(forward.shape[0], forward.shape[1], -1)
     if transform == "identity":
@@ -53,9 +55,10 @@ def transformed_weights(
         return _matmul(forward, blocks).reshape(kernel.shape), None
     stored = forward.astype(jnp.bfloat16)
     t = stored.astype(jnp.float32)
-    factors = jax.scipy.linalg.lu_factor(t.mT)
-    solved = jax.scipy.linalg.lu_solve(factors, blocks)
-    solved = solved + jax.scipy.linalg.lu_solve(factors, blocks - _matmul(t.mT, solved))
+    eye = jnp.broadcast_to(jnp.eye(t.shape[-1], dtype=jnp.float32), t.shape)
+    inverse = jax.scipy.linalg.lu_solve(jax.scipy.linalg.lu_factor(t.mT), eye)
+    solved = _matmul(inverse, blocks)
+    solved = solved + _matmul(inverse, blocks - _matmul(t.mT, solved))
     return solved.reshape(kernel.shape), stored
 
 
