@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wush_jax import moments, ops, solve, transforms
+from wush_jax import fit, moments, ops, solve, transforms
 from wush_jax.config import Config
 from wush_jax.solvers.rtn import rtn
 
@@ -131,8 +131,8 @@ def test_rtn_losses_with_the_transform_fitted_here():
             x, kernel = jnp.asarray(arrays["x"]), jnp.asarray(arrays["kernel"])
             sample = x[: len(x) // 2]
             valid = jnp.ones(len(sample), bool)
-            fit = solve.fit(seen, sample, valid, [kernel], jax.random.key(0), config)
-            found = rtn_loss(kernel, fit.transform.forward, x, config)
+            fitted = fit.fit(seen, sample, valid, [kernel], jax.random.key(0), config)
+            found = rtn_loss(kernel, fitted.transform.forward, x, config)
             ratios[f"{layer}/{name}"] = found / loss
     assert len(ratios) == 3 * len(FITTED)
     assert max(ratios.values()) <= 1.03, ratios

@@ -16,6 +16,7 @@ from wush_jax import hadamard, solve, stacking, trees
 from wush_jax.calibrate import calibrate
 from wush_jax.config import Config
 from wush_jax.contraction import kernel_to_matrix
+from wush_jax.fit import fit
 from wush_jax.flax.discover import Layer
 from wush_jax.flax.linen import is_variables
 from wush_jax.kernel import QuantizedKernel
@@ -113,7 +114,7 @@ def _solve_group(
     for i, index in enumerate(itertools.product(*map(range, lead))):
         here: Statistics = jax.tree.map(lambda leaf, at=index: leaf[at], seen)
         group = {p: matrices[p](index) for p in members}
-        fitted = solve.fit(
+        fitted = fit(
             here.moments,
             here.rows,
             here.valid,
@@ -125,7 +126,7 @@ def _solve_group(
             solved = solve.solve(kernel, fitted.transform.forward, here.rows, here.valid, config)
             identity, plain_hadamard = (
                 solve.orthogonal_error(kernel, t, here.rows, here.valid, config)
-                for t in (np.eye(config.block, dtype=np.float32), hadamard.matrix(config.block))
+                for t in map(jnp.asarray, (np.eye(config.block), hadamard.matrix(config.block)))
             )
             solutions[path].append(solved)
             name = path + (str(list(index)) if index else "")

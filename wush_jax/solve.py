@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
-from wush_jax import formats, gauge, moments, ops, transforms
+from wush_jax import formats, ops
 from wush_jax.config import LayerConfig
+from wush_jax.fit import padded_kernel
 from wush_jax.formats import Format
 from wush_jax.kernel import QuantizedKernel
-from wush_jax.moments import Moments
 from wush_jax.solvers.rtn import Solution, rtn
 from wush_jax.statistics import pad_features
-from wush_jax.transforms import Blocks, Transform
+from wush_jax.transforms import Blocks
 
 # NVIDIA's two-level recipe derives the activations' global scale from their largest magnitude. At
 # inference it is static, taken from calibration, so leave room for what calibration did not see:
 # E4M3 scales have 15 octaves of normal numbers, three of them cost nothing.
 ACTIVATION_HEADROOM = 8.0
-
-_CHUNK = 16  # blocks fitted at once
-
-
-class Fit(NamedTuple):
-    """Transforms and what they are expected to do, per block.
-
-    Attributes:
-      transform: T and T⁻ᵀ, float32 [C, D, D].
-      predicted, predicted_hadamard: J of the transform, and of Hadamard.
-      condition: cond(T).
-    """
-
-    transform: Transform
-    predicted: Float[Array, " C"]
-    predicted_hadamard: Float[Array, " C"]
-    condition: Float[Array, " C"]
 
 
 class Measured(NamedTuple):
@@ -55,73 +38,6 @@ class Measured(NamedTuple):
     act_span: Float[Array, ""]
 
 
-def fit(
-    seen: Moments,
-    rows: Float[Array, "S K"],
-    valid: Bool[Array, " S"],
-    kernels: Sequence[Float[Array, "K N"]],
-    key: PRNGKeyArray,
-    config: LayerConfig,
-) -> Fit:
-    """The transform for layers that read one input, fitted on all their kernels' outputs together.
-
-    Args:
-      seen: moments of the input, total [C, D, D].
-      rows, valid: sample tokens of the input.
-      kernels: float kernels [K, N_i].
-    """
-    sx, sw, padded = _block_moments(seen, tuple(kernels), config)
-    blocks = padded[0].shape[0] // config.block
-    chunks = [_fit_chunk(sx[i], sw[i], jax.random.fold_in(key, i), config) for i in range(len(sx))]
-    # XLA's CPU client can deadlock when LAPACK calls queue up behind other work: wait for them.
-    fitted = jax.block_until_ready(_join(chunks, blocks))
-    sx = sx.reshape(-1, *sx.shape[2:])[:blocks]
-    chosen = gauge.choose(fitted.transform, sx, padded, rows, valid, config, key)
-    return fitted._replace(transform=chosen)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _block_moments(
-    seen: Moments, kernels: tuple[Float[Array, "K N"], ...], config: LayerConfig
-) -> tuple[Blocks, Blocks, list[Float[Array, "Kp N"]]]:
-    """Sx and Sw in chunks of blocks, [chunks, _CHUNK, D, D], and the kernels padded, in float32.
-
-    Chunks of one size mean that a single compilation of `_fit_chunk` serves layers of every K.
-    """
-    features = config.padded(kernels[0].shape[0], "kernel")
-    padded = [_padded(kernel, features) for kernel in kernels]
-    outputs = sum(kernel.shape[1] for kernel in kernels)
-    shares = [moments.weight_moment(w, config.block) * (w.shape[1] / outputs) for w in padded]
-    sw = jnp.sum(jnp.stack(shares), axis=0)
-
-    def chunked(s: Blocks) -> Blocks:
-        blocks = features // config.block
-        total = blocks + -blocks % _CHUNK
-        s = jnp.pad(s, ((0, total - s.shape[0]), (0, 0), (0, 0)))
-        return s.reshape(-1, _CHUNK, config.block, config.block)
-
-    return chunked(moments.second_moment(seen)), chunked(sw), padded
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _join(chunks: list[Fit], blocks: int) -> Fit:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:blocks], *chunks)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _fit_chunk(sx: Blocks, sw: Blocks, key: PRNGKeyArray, config: LayerConfig) -> Fit:
-    chosen = transforms.make(
-        config.transform, sx, sw, strength=config.strength, damping=config.damping, key=key
-    )
-    sx, sw = transforms.damp(sx, config.damping), transforms.damp(sw, config.damping)
-    return Fit(
-        chosen,
-        transforms.predicted_loss(chosen, sx, sw),
-        transforms.predicted_loss(transforms.hadamard(sx, sw), sx, sw),
-        transforms.condition_number(chosen.forward),
-    )
-
-
 class Solved(NamedTuple):
     """A solution, the activations' global scale, and the measurements."""
 
@@ -130,7 +46,6 @@ class Solved(NamedTuple):
     measured: Measured
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def orthogonal_error(
     kernel: Float[Array, "K N"],
     t: Float[Array, "D D"],
@@ -139,6 +54,18 @@ def orthogonal_error(
     config: LayerConfig,
 ) -> Float[Array, ""]:
     """What RTN would measure with one orthogonal T (identity, Hadamard) for every block."""
+    return _orthogonal_error(kernel, t, rows, valid, _arithmetic(config, "identity"))
+
+
+def _arithmetic(config: LayerConfig, transform: str) -> LayerConfig:
+    """``config`` without what a compiled function does not look at, so that fewer are compiled."""
+    return dataclasses.replace(config, transform=transform, strength=1.0, damping=0.0, gauges=1)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _orthogonal_error(
+    kernel: Array, t: Array, rows: Array, valid: Array, config: LayerConfig
+) -> Array:
     padded = config.padded(kernel.shape[0], "kernel")
 
     def rotate(x: Float[Array, "R K"]) -> Array:
@@ -156,7 +83,6 @@ def orthogonal_error(
     return _relative_error(y, jnp.matmul(x, w, precision="highest"))
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def solve(
     kernel: Float[Array, "K N"],
     forward: Blocks,
@@ -168,9 +94,18 @@ def solve(
 
     The error is the true quantizer's, activations included, in float32.
     """
+    unstored = config.transform in ("identity", "hadamard")
+    name = config.transform if unstored else "wush"  # all stored ones run the same code
+    return _solve(kernel, forward, rows, valid, _arithmetic(config, name))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _solve(
+    kernel: Array, forward: Blocks, rows: Array, valid: Array, config: LayerConfig
+) -> Solved:
     x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
     padded = config.padded(kernel.shape[0], "kernel")
-    solution = rtn(_padded(kernel, padded), forward, config)
+    solution = rtn(padded_kernel(kernel, padded), forward, config)
     probe = as_kernel(solution, None, kernel.shape, config)
     rotated = ops.rotate(x, solution.transform, probe)
     act_global, act_span = None, jnp.zeros(())
@@ -231,7 +166,3 @@ def _relative_error(y: Array, exact: Array) -> Array:
     """‖y - exact‖² / ‖exact‖², 0 where both are zero."""
     signal = jnp.sum(exact**2)
     return jnp.where(signal > 0, jnp.sum((y - exact) ** 2) / jnp.where(signal > 0, signal, 1), 0)
-
-
-def _padded(kernel: Float[Array, "K N"], features: int) -> Float[Array, "Kp N"]:
-    return pad_features(kernel.T, features).T.astype(jnp.float32)
