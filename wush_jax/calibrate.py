@@ -14,12 +14,12 @@ from wush_jax import moments, plan, trees
 from wush_jax.config import Config
 from wush_jax.flax.discover import Layer
 from wush_jax.flax.observe import observe, observe_rows
-from wush_jax.moments import Mask
+from wush_jax.moments import Mask, Moments
 from wush_jax.plan import Plan
 from wush_jax.progress import track
 from wush_jax.statistics import Observation, Statistics
 
-Observe = Callable[[Any, Mask | None], dict[str, Observation]]
+Observe = Callable[[Any, Mask | None, PRNGKeyArray], dict[str, Statistics]]
 
 
 def calibrate(
@@ -61,29 +61,44 @@ def calibrate(
             observers[signature] = _observer(model, variables, planned, found)
         tokens = None if mask is None else mask(batch)
         batch_key = jax.random.fold_in(key, i)
-        for j, (path, seen) in enumerate(observers[signature](batch, tokens).items()):
-            fresh = _start(seen, jax.random.fold_in(batch_key, j))
+        for path, fresh in observers[signature](batch, tokens, batch_key).items():
             old = statistics.get(path)
             statistics[path] = fresh if old is None else _merge(old, fresh)
     if not observers:
         raise ValueError("calib_batches is empty: calibration needs at least one batch")
     planned.close(variables["params"])
     _check_kernels(planned, variables["params"])
+    sound = jax.device_get(_all_sound({p: s.moments for p, s in statistics.items()}))
     for leader in planned.groups():
-        moments.check(statistics[leader].moments, leader)
+        if not sound[leader]:
+            moments.check(statistics[leader].moments, leader)
     return planned, statistics
 
 
 def _check_kernels(planned: Plan, params: Mapping[str, Any]) -> None:
     """Raises ValueError naming the first module to be quantized whose kernel is not finite."""
     kernels = trees.kernel_paths(params)
-    finite = jax.device_get({path: jnp.isfinite(kernels[path]).all() for path in planned.layers})
+    finite = jax.device_get(_all_finite({path: kernels[path] for path in planned.layers}))
     for path, good in finite.items():
         if not good:
             raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
 
 
-_start = jax.jit(Statistics.start)
+@jax.jit
+def _all_finite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(array).all() for name, array in arrays.items()}
+
+
+@jax.jit
+def _all_sound(sums: dict[str, Moments]) -> dict[str, jax.Array]:
+    return {p: jnp.isfinite(m.total).all() & (m.count > 0).all() for p, m in sums.items()}
+
+
+def _start(seen: dict[str, Observation], key: PRNGKeyArray) -> dict[str, Statistics]:
+    keys = jax.random.split(key, len(seen))
+    return {p: Statistics.start(s, keys[i]) for i, (p, s) in enumerate(seen.items())}
+
+
 _merge = jax.jit(Statistics.merge, donate_argnums=0)
 
 
@@ -103,17 +118,18 @@ def _observer(
     sample = planned.config.sample_tokens
 
     @jax.jit
-    def observe_model(variables, batch, tokens):
+    def observe_model(variables, batch, tokens, key):
         assert model is not None
-        return observe(model, variables, batch, tokens, blocks, sample, found)
+        return _start(observe(model, variables, batch, tokens, blocks, sample, found), key)
 
     @jax.jit
-    def observe_captured(inputs, tokens):
-        return {
+    def observe_captured(inputs, tokens, key):
+        seen = {
             path: observe_rows(found[path].contraction, x, blocks[path], sample, tokens)
             for path, x in inputs.items()
         }
+        return _start(seen, key)
 
     if model is not None:
-        return lambda batch, tokens: observe_model(variables, batch, tokens)
-    return lambda batch, tokens: observe_captured({p: batch[p] for p in blocks}, tokens)
+        return lambda batch, tokens, key: observe_model(variables, batch, tokens, key)
+    return lambda batch, tokens, key: observe_captured({p: batch[p] for p in blocks}, tokens, key)
