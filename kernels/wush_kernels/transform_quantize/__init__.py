@@ -1,8 +1,0 @@
-"""Transform each block of features and quantize each group, in one pass over the activations."""
-
-from wush_kernels.transform_quantize.api import (
-    transform_quantize_codes,
-    transform_quantize_folded,
-)
-
-__all__ = ["transform_quantize_codes", "transform_quantize_folded"]
