@@ -19,7 +19,7 @@ from wush_jax.plan import Plan
 from wush_jax.progress import track
 from wush_jax.statistics import Observation, Statistics
 
-Observe = Callable[[Any, Mask | None, PRNGKeyArray], dict[str, Statistics]]
+Observe = Callable[[Any, Mask | None], dict[str, Observation]]
 
 
 def calibrate(
@@ -61,7 +61,8 @@ def calibrate(
             observers[signature] = _observer(model, variables, planned, found)
         tokens = None if mask is None else mask(batch)
         batch_key = jax.random.fold_in(key, i)
-        for path, fresh in observers[signature](batch, tokens, batch_key).items():
+        for j, (path, seen) in enumerate(observers[signature](batch, tokens).items()):
+            fresh = _start(seen, jax.random.fold_in(batch_key, j))
             old = statistics.get(path)
             statistics[path] = fresh if old is None else _merge(old, fresh)
     if not observers:
@@ -94,11 +95,7 @@ def _all_sound(sums: dict[str, Moments]) -> dict[str, jax.Array]:
     return {p: jnp.isfinite(m.total).all() & (m.count > 0).all() for p, m in sums.items()}
 
 
-def _start(seen: dict[str, Observation], key: PRNGKeyArray) -> dict[str, Statistics]:
-    keys = jax.random.split(key, len(seen))
-    return {p: Statistics.start(s, keys[i]) for i, (p, s) in enumerate(seen.items())}
-
-
+_start = jax.jit(Statistics.start)
 _merge = jax.jit(Statistics.merge, donate_argnums=0)
 
 
@@ -118,18 +115,17 @@ def _observer(
     sample = planned.config.sample_tokens
 
     @jax.jit
-    def observe_model(variables, batch, tokens, key):
+    def observe_model(variables, batch, tokens):
         assert model is not None
-        return _start(observe(model, variables, batch, tokens, blocks, sample, found), key)
+        return observe(model, variables, batch, tokens, blocks, sample, found)
 
     @jax.jit
-    def observe_captured(inputs, tokens, key):
-        seen = {
+    def observe_captured(inputs, tokens):
+        return {
             path: observe_rows(found[path].contraction, x, blocks[path], sample, tokens)
             for path, x in inputs.items()
         }
-        return _start(seen, key)
 
     if model is not None:
-        return lambda batch, tokens, key: observe_model(variables, batch, tokens, key)
-    return lambda batch, tokens, key: observe_captured({p: batch[p] for p in blocks}, tokens, key)
+        return lambda batch, tokens: observe_model(variables, batch, tokens)
+    return lambda batch, tokens: observe_captured({p: batch[p] for p in blocks}, tokens)
