@@ -79,10 +79,14 @@ def brute_force(pair, rotation, scale, x, w, config):
     exact_x = np.einsum("cij,mcj->cmi", t, rows)
     exact_w = np.einsum("cij,cjn->cni", inverse, kernel)
 
-    def rounded(a, fmt):
-        return a if fmt is None else np.asarray(fake_quantize(jnp.float32(a), fmt), float)
+    def rounded(a, fmt, scale=None):
+        if fmt is None:
+            return a
+        return np.asarray(fake_quantize(jnp.float32(a), fmt, global_scale=scale), float)
 
-    y = rounded(exact_x, config.act_format) @ rounded(exact_w, config.format).swapaxes(1, 2)
+    act = config.act_format
+    act_scale = None if act is None else activation_scale(act, config.format)
+    y = rounded(exact_x, act, act_scale) @ rounded(exact_w, config.format).swapaxes(1, 2)
     error = y - exact_x @ exact_w.swapaxes(1, 2)
     return (error**2).sum((1, 2)) / len(x)
 

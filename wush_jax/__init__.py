@@ -13,6 +13,7 @@ from wush_jax.config import Config, Rule
 from wush_jax.explain import explain
 from wush_jax.flax.linen import apply
 from wush_jax.kernel import QuantizedKernel
+from wush_jax.prepare import prepare, unprepare
 from wush_jax.quantize import quantize
 from wush_jax.report import Report
 from wush_jax.rules import DEFAULT_RULES
@@ -27,7 +28,9 @@ __all__ = [
     "apply",
     "dequantize",
     "explain",
+    "prepare",
     "quantize",
+    "unprepare",
 ]
 
 

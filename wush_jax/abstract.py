@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from wush_jax import plan, stacking, trees
+from wush_jax import exponents, plan, stacking, trees
 from wush_jax.config import Config
 from wush_jax.flax.linen import is_variables
 from wush_jax.kernel import QuantizedKernel
@@ -31,6 +31,9 @@ def abstract_quantize(
     config: Config | None = None,
 ) -> Any:
     """The tree that `wush_jax.quantize` would return, of `jax.ShapeDtypeStruct`.
+
+    What depends on the data is assumed to turn out well: that the weights are exact in the
+    narrowest type of their format (`QuantizedKernel.exact_in`).
 
     Args:
       params: arrays or `jax.ShapeDtypeStruct`, bare params or the whole variables dict. A struct
@@ -72,10 +75,14 @@ def _abstract_kernel(path: str, kernel: Any, planned: Plan) -> QuantizedKernel:
         forward = jnp.zeros((features // config.block, config.block, config.block))
         solution = rtn(jnp.zeros((features, roles["n"])), forward, config)
         act = None if config.act_format is None else jnp.ones((1, 1))
-        solution, act = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (*lead, *leaf.shape)), (solution, act)
+        rows = jnp.zeros((1, 2), jnp.int32)
+        solution, act, rows = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (*lead, *leaf.shape)), (solution, act, rows)
         )
-        return assemble(solution, act, path, planned, str(kernel.dtype))
+        zero, formats = exponents.Range(0, 0), (config.format, config.act_format)
+        held = exponents.choose(zero, zero, *formats)
+        exact_in = exponents.exact_in(zero, zero, held, *formats)
+        return assemble(solution, act, rows, exact_in, path, planned, str(kernel.dtype))
 
     quantized = jax.eval_shape(build)
     if isinstance(kernel.sharding, NamedSharding):

@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from wush_jax import ops, trees
+from wush_jax import dispatch, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +67,10 @@ def explain(qparams: Mapping[str, Any], *, implementation: str | None = None) ->
     kernels = trees.quantized_kernels(qparams)
     if not kernels:
         raise ValueError("no quantized kernel in these params; make them with wush_jax.quantize")
-    platform = jax.default_backend()
+    device = dispatch.default_device()
     rows = []
     for path, kernel in kernels.items():
-        choice = ops.choose(kernel, platform, implementation)
+        choice = dispatch.choose(kernel, device, implementation)
         rows.append(
             LayerExplanation(
                 path=path,

@@ -21,6 +21,7 @@ References: OCP Microscaling Formats (MX) v1.0; arXiv 2512.00956 (the `wush` rul
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,3 +112,17 @@ def get_format(spec: str | Format) -> Format:
     if not slash and name in _FORMATS:
         rule = next(iter(_FORMATS[name][3]))
     return Format(name, rule)
+
+
+def activation_scale(act_format: Format, format: Format) -> float | None:
+    """The global scale of activations that meet weights in ``format``; None: derived from data.
+
+    Where both have the same format it is the constant nearest to the rule's with which the product
+    of the two global scales is a power of two (3/8 beside 1/3, 10/128 beside 1/10): a matrix
+    product then needs no rounding factor. It is a gauge of T, which the theory leaves free.
+    """
+    own, other = act_format.global_scale, format.global_scale
+    if own is None or other is None or act_format.name != format.name:
+        return own
+    power = 2.0 ** round(math.log2(own * other))
+    return float(np.float32(power / other))

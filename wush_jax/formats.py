@@ -25,16 +25,19 @@ from jaxtyping import Array, BFloat16, Float, Int8, UInt8
 
 from wush_jax import elements, scales
 from wush_jax.elements import pack, unpack
-from wush_jax.format_table import Format, get_format
+from wush_jax.format_table import Format, activation_scale, get_format
+from wush_jax.scales import magnitude_bits
 
 __all__ = [
     "Format",
     "Quantized",
+    "activation_scale",
     "codes_to_values",
     "data_global_scale",
     "dequantize",
     "fake_quantize",
     "get_format",
+    "magnitude_bits",
     "pack",
     "quantize",
     "quantized_values",
@@ -142,7 +145,7 @@ def data_global_scale(x: Float[Array, "*s"], format: str | Format) -> Float[Arra
     _check_float(x, fmt)
     if fmt.global_scale is not None:
         return jnp.asarray(fmt.global_scale, jnp.float32)
-    bits = scales.magnitude_bits(jax.lax.stop_gradient(x).astype(jnp.float32))
+    bits = magnitude_bits(jax.lax.stop_gradient(x).astype(jnp.float32))
     largest = jnp.max(jnp.where(bits < scales.INFINITY_BITS, bits, 0), initial=0)
     amax = jax.lax.bitcast_convert_type(largest, jnp.float32)
     g = scales.quotient(amax, elements.E2M1_MAX * scales.E4M3_MAX)

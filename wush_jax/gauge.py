@@ -70,7 +70,7 @@ def choose(
     rotations, scales = _candidates(key, config)
     weights = [_weight_products(k, transform, rotations, scales, config.format) for k in kernels]
     weights = jax.tree.map(lambda *products: sum(products), *weights)
-    activations = _activation_products(rows, valid, transform, rotations, scales, config.act_format)
+    activations = _activation_products(rows, valid, transform, rotations, scales, config)
     return _apply_best(transform, sx, weights, activations, rotations, scales)
 
 
@@ -110,17 +110,17 @@ def _weight_products(
     return jax.lax.map(products, (rotations, scales))
 
 
-@functools.partial(jax.jit, static_argnames="fmt")
+@functools.partial(jax.jit, static_argnames="config")
 def _activation_products(
     rows: Array,
     valid: Array,
     transform: Transform,
     rotations: Array,
     scales: Array,
-    fmt: Format | None,
+    config: LayerConfig,
 ) -> tuple[Candidates, Candidates]:
     """E[δx δxᵀ] and E[δx (Tx)ᵀ] of every candidate and block; zeros where x is not quantized."""
-    t = transform.forward
+    t, fmt = transform.forward, config.act_format
     if fmt is None:
         zeros = jnp.zeros((scales.size, *t.shape))
         return zeros, zeros
@@ -128,11 +128,12 @@ def _activation_products(
     x = jnp.pad(x, ((0, 0), (0, t.shape[0] * t.shape[1] - x.shape[1])))
     y = _matmul(t, x.T.reshape(*t.shape[:2], -1))  # [C, D, S]
     tokens = jnp.maximum(valid.sum(), 1)
+    constant = formats.activation_scale(fmt, config.format)
 
     def products(candidate: tuple[Array, Array]) -> tuple[Array, Array]:
         r, scale = candidate
         exact = _matmul(y.mT, r * scale)  # [C, S, D]
-        delta = formats.fake_quantize(exact, fmt) - exact
+        delta = formats.fake_quantize(exact, fmt, global_scale=constant) - exact
         return _matmul(delta.mT, delta) / tokens, _matmul(delta.mT, exact) / tokens
 
     return jax.lax.map(products, (rotations, scales))

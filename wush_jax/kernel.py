@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, BFloat16, Float, Num
+from jaxtyping import Array, BFloat16, Float, Int, Num
 
 from wush_jax import contraction, stacking
 from wush_jax import hadamard as _hadamard
+from wush_jax import layout as layouts
 from wush_jax.formats import Format, Quantized, dequantize
 from wush_jax.stacking import StackAxes
 
@@ -36,12 +37,18 @@ class QuantizedKernel:
       global_scale: float32 [1, 1], a multiplier.
       act_global_scale: float32 [1, 1], the activations' multiplier; None if weight-only.
       transform: T, bfloat16 [C, D, D]; None for identity and Hadamard, which need no storage.
+      exponents: int32 [1, 2], shift of the activations and offset of the weights that fast kernels
+        use, see `wush_jax.exponents`; None: no fast kernel takes these formats.
       format, act_format: number formats of weights and activations (None: kept in float).
       transform_name, block: which transform, and D.
       kernel_shape, roles: the float kernel's shape (without ``stack``) and its axes' roles.
       dtype: the float kernel's dtype, as a string.
       stack_axes: where the stacked axes are in every leaf, see `wush_jax.stacking`.
       shared_input: module path of the first layer that reads the same array and shares T, or None.
+      exact_in: the narrowest type that holds the weights exactly times one power of two, one of
+        `exponents.TYPES`: decided when they were quantized, it decides which kernels can run.
+      layout: "public", or "private" for codes and scales in the order of the few-token GPU kernel
+        (`wush_jax.prepare`).
     """
 
     codes: Num[Array, "*stack N Kp"]
@@ -49,6 +56,7 @@ class QuantizedKernel:
     global_scale: Float[Array, "*stack 1 1"]
     act_global_scale: Float[Array, "*stack 1 1"] | None
     transform: BFloat16[Array, "*stack C D D"] | None
+    exponents: Int[Array, "*stack 1 2"] | None = dataclasses.field(kw_only=True, default=None)
     format: Format = dataclasses.field(metadata={"static": True})
     act_format: Format | None = dataclasses.field(metadata={"static": True})
     transform_name: str = dataclasses.field(metadata={"static": True})
@@ -58,6 +66,8 @@ class QuantizedKernel:
     dtype: str = dataclasses.field(metadata={"static": True})
     stack_axes: StackAxes = dataclasses.field(default=(), metadata={"static": True})
     shared_input: str | None = dataclasses.field(default=None, metadata={"static": True})
+    exact_in: str = dataclasses.field(default="float32", metadata={"static": True})
+    layout: str = dataclasses.field(default="public", metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,7 +129,28 @@ class QuantizedKernel:
 
     def values(self) -> Float[Array, "*stack N K"]:
         """Element times group scale, float32: the format's numbers without the global scale."""
-        return dequantize(Quantized(self.codes, self.scales, jnp.float32(1), self.format))
+        public = self.public()
+        return dequantize(Quantized(public.codes, public.scales, jnp.float32(1), self.format))
+
+    def public(self) -> QuantizedKernel:
+        """The same kernel with codes and scales in the public layout."""
+        return self._with_layout("public", layouts.to_public)
+
+    def private(self) -> QuantizedKernel:
+        """The same kernel in the private layout of the few-token GPU kernel, see `layout`.
+
+        Raises:
+          ValueError: N is not a multiple of 16 or K not of 128.
+        """
+        return self._with_layout("private", layouts.to_private)
+
+    def _with_layout(self, name: str, convert: Callable) -> QuantizedKernel:
+        if self.layout == name:
+            return self
+        codes, scales = (stacking.to_front(x, self._stack) for x in (self.codes, self.scales))
+        converted = (stacking.from_front(x, self._stack) for x in convert(codes, scales))
+        codes, scales = converted
+        return dataclasses.replace(self, codes=codes, scales=scales, layout=name)
 
     def dequantize(self) -> Float[Array, "*stack *kernel"]:
         """The float kernel in the ORIGINAL basis, Tᵀ Q(T⁻ᵀ W), in the kernel's dtype."""

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from wush_jax import hadamard, solve, stacking, trees
+from wush_jax import exponents, hadamard, solve, stacking, trees
 from wush_jax.calibrate import calibrate
-from wush_jax.config import Config
+from wush_jax.config import Config, LayerConfig
 from wush_jax.contraction import kernel_to_matrix
+from wush_jax.exponents import Held, Range
 from wush_jax.fit import fit
 from wush_jax.flax.discover import Layer
 from wush_jax.flax.linen import is_variables
@@ -150,10 +151,22 @@ def _solve_group(
                     act_span=float(solved.measured.act_span),
                 )
             )
+    held = _exponents(solutions, config)
     return {
-        p: (_assemble(solutions[p], p, planned, str(kernels[p].dtype), lead), reports[p])
+        p: (_assemble(solutions[p], held, p, planned, str(kernels[p].dtype), lead), reports[p])
         for p in members
     }
+
+
+def _exponents(solutions: Mapping[str, list[solve.Solved]], config: LayerConfig) -> Held:
+    measured = jax.device_get({p: [s.measured for s in solved] for p, solved in solutions.items()})
+
+    def ranges(name: str) -> dict[str, list[Range]]:
+        return {p: [Range(*map(int, getattr(m, name))) for m in ms] for p, ms in measured.items()}
+
+    return exponents.hold(
+        ranges("weight_range"), ranges("act_range"), config.format, config.act_format
+    )
 
 
 def slices(kernel: Array, layer: Layer, lead: tuple[int, ...]) -> Callable[[tuple], Array]:
@@ -169,7 +182,12 @@ def slices(kernel: Array, layer: Layer, lead: tuple[int, ...]) -> Callable[[tupl
 
 
 def _assemble(
-    solved: list[solve.Solved], path: str, planned: Plan, dtype: str, lead: tuple[int, ...]
+    solved: list[solve.Solved],
+    held: Held,
+    path: str,
+    planned: Plan,
+    dtype: str,
+    lead: tuple[int, ...],
 ) -> QuantizedKernel:
     """One kernel from the solutions of its slices, in the order of ``itertools.product``."""
 
@@ -177,20 +195,27 @@ def _assemble(
         return jnp.stack(leaves).reshape(*lead, *leaves[0].shape) if lead else leaves[0]
 
     solution, act_global = jax.tree.map(gather, *[(s.solution, s.act_global_scale) for s in solved])
-    return assemble(solution, act_global, path, planned, dtype)
+    rows = gather(*[jnp.asarray([pair], jnp.int32) for pair in held.exponents])
+    return assemble(solution, act_global, rows, held.exact_in[path], path, planned, dtype)
 
 
 def assemble(
     solution: Any,
     act_global_scale: Array | None,
+    rows: Array,
+    exact_in: str,
     path: str,
     planned: Plan,
     dtype: str,
 ) -> QuantizedKernel:
-    """A layer's `QuantizedKernel` from arrays [*stack, *batch, ...], stacked axes put in place."""
+    """A layer's `QuantizedKernel` from arrays [*stack, *batch, ...], stacked axes put in place.
+
+    ``rows`` are its exponents [*stack, *batch, 1, 2].
+    """
     layer, config = planned.layers[path], planned.configs[path]
-    codes, scales, global_scale, transform, act = jax.tree.map(
-        lambda leaf: stacking.from_front(leaf, layer.stack_axes), (*solution, act_global_scale)
+    codes, scales, global_scale, transform, act, held = jax.tree.map(
+        lambda leaf: stacking.from_front(leaf, layer.stack_axes),
+        (*solution, act_global_scale, None if exact_in == "float32" else rows),
     )
     return QuantizedKernel(
         codes,
@@ -198,6 +223,8 @@ def assemble(
         global_scale,
         act,
         transform,
+        exponents=held,
+        exact_in=exact_in,
         format=config.format,
         act_format=config.act_format,
         transform_name=config.transform,

@@ -64,6 +64,7 @@ def shardings(quantized: Any, sharding: NamedSharding, layer: Layer, path: str) 
         scales=on(n, k),
         global_scale=on(None, None),
         act_global_scale=None if quantized.act_global_scale is None else on(None, None),
+        exponents=None if quantized.exponents is None else on(None, None),
         transform=None if quantized.transform is None else on(k, None, None),
     )
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from wush_jax import formats, ops
+from wush_jax import exponents, formats, ops, reference
 from wush_jax.config import LayerConfig
 from wush_jax.fit import padded_kernel
 from wush_jax.formats import Format
@@ -31,11 +31,14 @@ class Measured(NamedTuple):
     Attributes:
       error: ‖y - xW‖² / ‖xW‖².
       weight_span, act_span: log2 of the largest over the smallest non-zero group scale.
+      weight_range, act_range: int32 [2], see `exponents.Range`; zeros where the format has none.
     """
 
     error: Float[Array, ""]
     weight_span: Float[Array, ""]
     act_span: Float[Array, ""]
+    weight_range: Int[Array, " 2"]
+    act_range: Int[Array, " 2"]
 
 
 class Solved(NamedTuple):
@@ -76,7 +79,7 @@ def _orthogonal_error(
     w = kernel.astype(jnp.float32)
     rotated = rotate(x)
     if config.act_format is not None:
-        scale = _act_global_scale(rotated, config.act_format).reshape(())
+        scale = _act_global_scale(rotated, config.act_format, config.format).reshape(())
         rotated = formats.fake_quantize(rotated, config.act_format, global_scale=scale)
     weights = formats.fake_quantize(rotate(w.T), config.format)
     y = jnp.matmul(rotated, weights.T, precision="highest")
@@ -107,18 +110,21 @@ def _solve(
     padded = config.padded(kernel.shape[0], "kernel")
     solution = rtn(padded_kernel(kernel, padded), forward, config)
     probe = as_kernel(solution, None, kernel.shape, config)
-    rotated = ops.rotate(x, solution.transform, probe)
-    act_global, act_span = None, jnp.zeros(())
+    rotated = reference.rotate(x, solution.transform, probe)
+    act_global, act_span, act_range = None, jnp.zeros(()), exponents.of_values(rotated)
     if config.act_format is not None:
-        act_global = _act_global_scale(rotated, config.act_format)
+        act_global = _act_global_scale(rotated, config.act_format, config.format)
         encoded = formats.quantize(rotated, config.act_format, global_scale=act_global.reshape(()))
         act_span = _span(encoded.scales, encoded.codes, config.act_format)
-    y = ops.linear(x, as_kernel(solution, act_global, kernel.shape, config))
+        act_range = _range(encoded.scales, encoded.codes, config.act_format)
+    y = ops.linear(x, as_kernel(solution, act_global, kernel.shape, config), implementation="xla")
     exact = jnp.matmul(x, kernel.astype(jnp.float32), precision="highest")
     measured = Measured(
         _relative_error(y, exact),
         _span(solution.scales, solution.codes, config.format),
         act_span,
+        _range(solution.scales, solution.codes, config.format),
+        jnp.asarray(act_range),
     )
     return Solved(solution, act_global, measured)
 
@@ -144,11 +150,14 @@ def as_kernel(
     )
 
 
-def _act_global_scale(rotated: Float[Array, "S K"], fmt: Format) -> Float[Array, "1 1"]:
-    """The activations' multiplier: the rule's constant, or from the sample's largest magnitude."""
-    scale = formats.data_global_scale(rotated, fmt)
-    scale = scale if fmt.global_scale is not None else ACTIVATION_HEADROOM * scale
-    return scale.reshape(1, 1)
+def _act_global_scale(
+    rotated: Float[Array, "S K"], act_format: Format, fmt: Format
+) -> Float[Array, "1 1"]:
+    """The activations' multiplier: the formats' constant, or from the sample's largest value."""
+    constant = formats.activation_scale(act_format, fmt)
+    if constant is not None:
+        return jnp.full((1, 1), constant, jnp.float32)
+    return (ACTIVATION_HEADROOM * formats.data_global_scale(rotated, act_format)).reshape(1, 1)
 
 
 def _span(scales: Array, codes: Array, fmt: Format) -> Float[Array, ""]:
@@ -160,6 +169,13 @@ def _span(scales: Array, codes: Array, fmt: Format) -> Float[Array, ""]:
     top = jnp.max(jnp.where(used, exponents, -jnp.inf))
     bottom = jnp.min(jnp.where(used, exponents, jnp.inf))
     return jnp.where(used.any(), top - bottom, 0.0)
+
+
+def _range(scales: Array, codes: Array, fmt: Format) -> Int[Array, " 2"]:
+    """Exponents of the non-zero groups, lowest and highest; zeros for other formats than MXFP4."""
+    if fmt.name != "mxfp4":
+        return jnp.zeros(2, jnp.int32)
+    return jnp.stack(exponents.of_groups(scales, codes, fmt))
 
 
 def _relative_error(y: Array, exact: Array) -> Array:

@@ -1,1 +1,1 @@
-"""GPU kernels behind `wush_jax.ops`. None yet: every layer runs the XLA reference."""
+"""GPU kernels behind `wush_jax.ops`, one subpackage an operation; private to it, see README.md."""

@@ -32,7 +32,8 @@ def apply(
       model: the Flax Linen model, unchanged.
       qparams: what `wush_jax.quantize` returned: the params, or the whole variables dict.
       *args, **kwargs: as for ``model.apply`` (``rngs=``, ``mutable=``, ``method=`` included).
-      implementation: None for the best one on each device, or a name from `wush_jax.ops`.
+      implementation: None for the best one on this device, or a name in
+        `wush_jax.ops.IMPLEMENTATIONS`.
 
     Returns:
       What ``model.apply`` returns.
@@ -59,9 +60,11 @@ def quantized(implementation: str | None = None) -> Iterator[None]:
     def encode(x: jax.Array, kernel: QuantizedKernel, key: tuple, source: jax.Array):
         # Same array object, same group, same trace: the encoded rows are the same.
         if kernel.shared_input is None:
-            return ops.encode(x, kernel)
+            return ops.encode(x, kernel, implementation=implementation)
         if last.get("source") is not source or last.get("key") != key:
-            last.update(source=source, key=key, rows=ops.encode(x, kernel))
+            last.update(
+                source=source, key=key, rows=ops.encode(x, kernel, implementation=implementation)
+            )
         return last["rows"]
 
     def intercept(next_fun, args, kwargs, context):
@@ -75,10 +78,10 @@ def quantized(implementation: str | None = None) -> Iterator[None]:
         _check_shape(kernel, call, layers.path_of(module))
         bias = nn.meta.unbox(module.get_variable("params", "bias")) if module.use_bias else None
         dtype = layers.compute_dtype(module, call.x, kernel.dtype, bias)
-        ops.choose(kernel, jax.default_backend(), implementation)
         rows = call.contraction.rows(call.x.astype(dtype))
         key = (kernel.shared_input, dtype, layers.trace_of(module))
-        y = ops.matmul(encode(rows, kernel, key, call.x), kernel, dtype)
+        encoded = encode(rows, kernel, key, call.x)
+        y = ops.matmul(encoded, kernel, dtype, implementation=implementation)
         y = call.contraction.output(y, kernel.kernel_shape)
         if bias is not None:
             y = y + call.contraction.broadcast_bias(bias).astype(dtype)
