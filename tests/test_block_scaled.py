@@ -91,6 +91,8 @@ if triton_interpreter.ACTIVE:
 
         @pytest.fixture(autouse=True)
         def _interpreted(self, monkeypatch):
+            if not triton_interpreter.has_dot_scaled():
+                pytest.skip("this Triton's interpreter has no dot_scaled; 3.9's has")
             triton_interpreter.patch(monkeypatch)
 
         def product(self, *arrays, **options):
@@ -98,16 +100,6 @@ if triton_interpreter.ACTIVE:
             if arrays[0].shape[0] > 100:
                 options["config"] = BlockScaledConfig(128, 64, 128, 4, 1, 8)
             return np.asarray(block_scaled_matmul(*map(jnp.asarray, arrays), **options))
-
-else:
-
-    def test_kernel_in_the_interpreter():
-        pytest.importorskip("triton", reason="triton is not installed")
-        from triton.runtime.interpreter import InterpreterBuilder
-
-        if not hasattr(InterpreterBuilder, "create_dot_scaled"):
-            pytest.skip("this Triton's interpreter has no dot_scaled; 3.9's has")
-        triton_interpreter.run_pytest(__file__, "TestInterpreter")
 
 
 @pytest.mark.parametrize(

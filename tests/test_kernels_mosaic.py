@@ -1,6 +1,7 @@
 """The Mosaic GPU product: in the interpreter, lowered for CUDA, and (marked gpu) on a GPU."""
 
 import dataclasses
+import types
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -97,15 +98,15 @@ def test_interpreted_pair(cluster, split, monkeypatch, capfd):
 # ---- lowering ------------------------------------------------------------------------------------
 
 
-def lowered(M, N, K, types=(E5M2, E5M2), **keywords):
+def lowered(M, N, K, dtypes=(E5M2, E5M2), **keywords):
     """Text of the program for CUDA; the Mosaic module's strings are legible in it."""
-    return traced(M, N, K, types, **keywords).lower(lowering_platforms=("cuda",)).as_text()
+    return traced(M, N, K, dtypes, **keywords).lower(lowering_platforms=("cuda",)).as_text()
 
 
-def traced(M, N, K, types=(E5M2, E5M2), **keywords):
+def traced(M, N, K, dtypes=(E5M2, E5M2), **keywords):
     args = [
-        jax.ShapeDtypeStruct((M, K), types[0]),
-        jax.ShapeDtypeStruct((N, K), types[1]),
+        jax.ShapeDtypeStruct((M, K), dtypes[0]),
+        jax.ShapeDtypeStruct((N, K), dtypes[1]),
         jax.ShapeDtypeStruct((), jnp.float32),
         jax.ShapeDtypeStruct((N,), jnp.bfloat16),
     ]
@@ -147,7 +148,7 @@ def test_lowered_pair(cluster):
 
 
 def test_lowered_odd_sizes_are_padded():
-    text = lowered(17, 1000, 160, types=(E4M3, E4M3))
+    text = lowered(17, 1000, 160, dtypes=(E4M3, E4M3))
     assert "tensor<24x256xf8E4M3FN>" in text
     assert "tensor<1024x256xf8E4M3FN>" in text
     assert "-> tensor<24x1024xbf16>" in text
@@ -156,10 +157,10 @@ def test_lowered_odd_sizes_are_padded():
 
 def test_mixed_types():
     if MIXED_FP8:
-        assert "f32.e5m2.e4m3" in lowered(128, 256, 256, types=(E5M2, E4M3))
+        assert "f32.e5m2.e4m3" in lowered(128, 256, 256, dtypes=(E5M2, E4M3))
     else:
         with pytest.raises(NotImplementedError, match=r"expand the weights to float8_e5m2"):
-            lowered(128, 256, 256, types=(E5M2, E4M3))
+            lowered(128, 256, 256, dtypes=(E5M2, E4M3))
 
 
 # ---- epilogue, configurations, errors ------------------------------------------------------------
@@ -205,6 +206,14 @@ def test_large_products_take_large_tiles():
     assert (p.tile_m, p.tile_n) == (128, 192)
 
 
+def test_other_gpus_are_refused(monkeypatch):
+    ampere = types.SimpleNamespace(compute_capability="8.0", core_count=108)
+    a = operands(64, 8, 128)[0]
+    monkeypatch.setattr(jax, "devices", lambda *_: [ampere])
+    with pytest.raises(NotImplementedError, match=r"not 8\.0"):
+        mosaic_matmul(a, a, 1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -226,9 +235,9 @@ def test_large_products_take_large_tiles():
 )
 def test_errors(change, message):
     keywords = dict(change)
-    types = keywords.pop("types", (E5M2, E5M2))
-    a = jnp.zeros(keywords.pop("a", (4, 64)), types[0])
-    b = jnp.zeros(keywords.pop("b", (64, 64)), types[1])
+    dtypes = keywords.pop("types", (E5M2, E5M2))
+    a = jnp.zeros(keywords.pop("a", (4, 64)), dtypes[0])
+    b = jnp.zeros(keywords.pop("b", (64, 64)), dtypes[1])
     if "bias" in keywords:
         keywords["bias"] = jnp.zeros(keywords["bias"])
     with pytest.raises(ValueError, match=message):
@@ -240,14 +249,14 @@ def test_errors(change, message):
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("types", [(E5M2, E5M2), (E5M2, E4M3)], ids=["same", "mixed"])
+@pytest.mark.parametrize("dtypes", [(E5M2, E5M2), (E5M2, E4M3)], ids=["same", "mixed"])
 @pytest.mark.parametrize("M", [1, 17, 100, 1000, 4096])
-def test_on_gpu(M, types):
-    if types[0] != types[1] and not MIXED_FP8:
+def test_on_gpu(M, dtypes):
+    if dtypes[0] != dtypes[1] and not MIXED_FP8:
         pytest.skip("this JAX multiplies one FP8 type")
     N, K = 1000, 4096
     a, b, bias = operands(M, N, K, seed=M)
-    b = b.astype(types[1])
+    b = b.astype(dtypes[1])
     some = np.unique(np.r_[:M:37, M - 1])
     product = np.asarray(a, np.float64)[some] @ np.asarray(b, np.float64).T
     for precise, dtype, limit in (

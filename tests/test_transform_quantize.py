@@ -59,12 +59,6 @@ if triton_interpreter.ACTIVE:
             y = function(x, t, global_scale=global_scale, **options)
             return jax.tree.map(np.asarray, y)
 
-else:
-
-    def test_kernels_in_the_interpreter():
-        pytest.importorskip("triton", reason="triton is not installed")
-        triton_interpreter.run_pytest(__file__, "TestInterpreter")
-
 
 def test_configurations_cover_every_shape():
     for M in (1, 17, 1000, 4096, 16384):

@@ -1,10 +1,12 @@
-"""Inputs for the tests of `transform_quantize`, and how codes and values are compared."""
+"""Inputs for the tests of `transform_quantize`, what is expected, and how it is compared."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.formats_reference import E2M1, E4M3, nearest
 from wush_jax import elements, formats, scales
 
 FORMATS = ("mxfp4", "mxfp4/ocp", "mxfp4/ceil", "nvfp4", "nvfp4/nvidia")
@@ -66,6 +68,44 @@ def every_exponent():
     x[49, 3], x[50, 40], x[51, 63] = np.nan, np.inf, -np.inf
     x[52, ::3] = np.finfo(np.float32).max
     return x
+
+
+_quantize = jax.jit(formats.quantize, static_argnums=1)
+
+
+def quantized(x, name, global_scale):
+    """Codes and scales by `wush_jax.formats` on the CPU, where XLA's arithmetic is IEEE's (for its
+    quotients see `exactly_quantized`). Always in one shape, so that a format is compiled once.
+    """
+    rows = np.zeros((1 << 14, 32), np.float32)
+    rows[: x.size // 32] = x.reshape(-1, 32)
+    with jax.default_device(jax.devices("cpu")[0]):
+        g = None if global_scale is None else jnp.float32(global_scale)
+        q = _quantize(jnp.asarray(rows), name, global_scale=g)
+        parts = [np.asarray(q.codes), np.asarray(q.scales)]
+    return tuple(v[: x.size // 32].reshape(len(x), -1) for v in parts)
+
+
+def values(x, name, global_scale):
+    """float64 element * group scale."""
+    codes, stored = quantized(x, name, global_scale)
+    codes = np.stack([codes & 15, codes >> 4], -1).reshape(*stored.shape, -1)
+    elements = np.where(codes > 7, -1, 1) * E2M1[codes & 7]
+    scale = E4M3[stored] if name.startswith("nvfp4") else np.ldexp(1.0, stored.astype(int) - 127)
+    return (elements * scale[..., None]).reshape(x.shape)
+
+
+def exactly_quantized(x, name, global_scale):
+    """The same, but NVFP4 with IEEE division: XLA divides by a scale that it broadcasts by way of
+    the scale's reciprocal, which moves some ties of the grid. For finite x and ratio 1."""
+    if not name.startswith("nvfp4"):
+        return quantized(x, name, global_scale)
+    groups = x.reshape(len(x), -1, 16)
+    stored = nearest(E4M3, np.abs(groups).max(-1) / np.float32(6)).astype(np.uint8)
+    units = groups / E4M3[stored].astype(np.float32)[..., None]
+    codes = nearest(E2M1, np.minimum(np.abs(units), 6))
+    codes = (codes + np.where((units < 0) & (codes > 0), 8, 0)).astype(np.uint8).reshape(x.shape)
+    return codes[:, ::2] | codes[:, 1::2] << 4, stored
 
 
 def assert_same_codes(got, want, exactly=False):

@@ -1,7 +1,7 @@
 """Runs kernels in Triton's interpreter, in NumPy on the CPU, behind `wush_kernels._triton.call`.
 
 Triton decides at its import, from the environment, whether functions are compiled or interpreted,
-so this takes a process of its own, started with `ENVIRONMENT`: `run_pytest`. The interpreter wants
+so this takes a process of its own, see `test_kernels_interpreter`. The interpreter wants
 torch tensors but only uses the few methods that `_Buffer` has. Its limits, where they matter here:
 
 * it multiplies bfloat16 as integers, so the kernels are told that x is float16 (`PRECISION`);
@@ -11,8 +11,6 @@ torch tensors but only uses the few methods that `_Buffer` has. Its limits, wher
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -85,6 +83,13 @@ def call(kernel, *args, out, grid, num_warps, num_stages, **constants):
     return results if isinstance(out, (list, tuple)) else results[0]
 
 
+def has_dot_scaled() -> bool:
+    """Whether this Triton interprets `tl.dot_scaled`."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    return hasattr(InterpreterBuilder, "create_dot_scaled")
+
+
 def patch(monkeypatch):
     """Every kernel launch of a test goes to the interpreter."""
     from triton.runtime import interpreter
@@ -107,18 +112,3 @@ def patch(monkeypatch):
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fma)
     monkeypatch.setattr(_triton, "call", call)
     monkeypatch.setattr(_triton, "require", lambda: None)
-
-
-def run_pytest(file: str, select: str) -> None:
-    """Runs the tests of ``file`` that match ``select`` in an interpreting process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
-    done = subprocess.run(
-        [*command, "-k", select],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

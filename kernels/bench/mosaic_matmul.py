@@ -35,7 +35,7 @@ WEIGHTS = E4M3 if MIXED_FP8 else E5M2
 F32, BF16 = jnp.float32, jnp.bfloat16
 SHAPES = [(4096, 14336, 4096), (1024, 14336, 4096), (4096, 4096, 14336), (256, 14336, 4096)]
 # Until which part of the budget cases of each kind may start.
-UNTIL = {"check": 0.3, "time 0": 0.52, "time 1": 0.63, "time 2": 0.72, "time 3": 0.8, "xla": 0.8}
+UNTIL = {"check": 0.36, "time 0": 0.52, "time 1": 0.63, "time 2": 0.72, "time 3": 0.8, "xla": 0.8}
 FACTOR = 1 / 9
 PATIENCE = 45  # seconds without a word from the child
 RESTARTS = 4
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 # ---- data and references -------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def operand(seed: int, rows: int, K: int, dtype):
     """[rows, K] E2M1 values times a power of two a group of 32; exact in E5M2 and E4M3."""
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -67,7 +67,7 @@ def xla_dot(a, b, dtype=BF16):
     return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_gpu_autotune_level": 0})
 def oracle(a, b, bias):
     return xla_dot(a.astype(BF16), b.astype(BF16), F32) * F32(FACTOR) + bias
 
@@ -135,10 +135,10 @@ def checks() -> Iterator[Case]:
         ((300, 4096, 14336), None, False, True, True, None, F32),
         ((300, 4096, 14336), Config(128, 192, 4, promote=16), True, False, False, None, BF16),
         ((300, 4096, 14336), Config(128, 256, 4), True, False, False, None, BF16),
-        ((1000, 6144, 4096), Config(128, 128, 6, "tile"), True, False, False, None, BF16),
-        ((1000, 6144, 4096), Config(128, 256, 4, "m", "m"), True, False, True, "silu", BF16),
-        ((1000, 6144, 4096), Config(128, 256, 4, "m", "n"), True, False, False, None, F32),
-        ((1000, 6144, 4096), Config(128, 128, 6, "tile", "m"), True, False, True, None, BF16),
+        ((1000, 4096, 4096), Config(128, 128, 6, "tile"), True, False, False, None, BF16),
+        ((1000, 4096, 4096), Config(128, 256, 4, "m", "m"), True, False, True, "silu", BF16),
+        ((1000, 4096, 4096), Config(128, 256, 4, "m", "n"), True, False, False, None, F32),
+        ((1000, 4096, 4096), Config(128, 128, 6, "tile", "m"), True, False, True, None, BF16),
         ((64, 4096, 4096), None, True, False, False, None, BF16),
         ((1000, 4096, 4096), Config(256, 128, 4, "m", "n"), True, False, False, None, BF16),
     ]
@@ -306,7 +306,7 @@ def watch(command: list[str], progress: pathlib.Path, deadline: float) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, help="write the figures there, as JSON")
     parser.add_argument("--budget", type=float, default=95, help="seconds for everything")
     parser.add_argument("--only", default="check,time,xla")

