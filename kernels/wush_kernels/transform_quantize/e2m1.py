@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 
 _ROUND = tl.constexpr(6291456.0)  # 1.5 * 2^22
+ONE = tl.constexpr(1.0)
+CODE_UNIT = tl.constexpr(6.103515625e-05)  # 2^-14, see `codes`
 
 
 @triton.jit
@@ -27,7 +29,7 @@ def round_to_grid(u, unit):
 
 @triton.jit
 def codes(r):
-    """Codes 0..15, uint16, of r = E2M1 value * 2^-14.
+    """Codes 0..15, uint16, of r = E2M1 value * CODE_UNIT.
 
     In float16 such a number has the code's sign in bit 15 and its magnitude in bits 11..9.
     """

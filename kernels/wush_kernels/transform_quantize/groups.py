@@ -9,12 +9,12 @@ group * ratio is not subnormal.
 import triton
 import triton.language as tl
 
-from wush_kernels.transform_quantize.e2m1 import power_of_two, round_to_grid
+from wush_kernels.transform_quantize.e2m1 import CODE_UNIT, power_of_two, round_to_grid
 
 _INFINITY = tl.constexpr(0x7F800000)
 _LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
 _EIGHTH = tl.constexpr(1572864.0)  # 1.5 * 2^20: x + this * e has a last bit of e / 8
-_UNIT = tl.constexpr(6.103515625e-05)  # 2^-14, see `e2m1.codes`
+_SIXTH = tl.constexpr(0.1666666716337204)  # 1 / 6, rounded
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def mxfp4_folded(groups, amax, ratio, shift, RATIO: tl.constexpr):
 
 @triton.jit
 def mxfp4_units(groups, amax, ratio, RATIO: tl.constexpr, RULE: tl.constexpr):
-    """(element * 2^-14, E8M0 byte); byte 255 in a group that is not finite.
+    """(element * 2^-14, E8M0 byte); zeros and byte 255 in a group that is not finite.
 
     The factor 2^(127 - byte) is applied as two normal numbers: every byte, subnormals included.
     """
@@ -82,8 +82,9 @@ def mxfp4_units(groups, amax, ratio, RATIO: tl.constexpr, RULE: tl.constexpr):
         rest = power_of_two(n - half - 14)
     u = (groups * power_of_two(half)) * rest
     if RULE == "ocp":
-        u = tl.minimum(tl.maximum(u, -6.0 * _UNIT), 6.0 * _UNIT)
-    return round_to_grid(u, tl.full(u.shape, _UNIT, tl.float32)), byte
+        u = tl.minimum(tl.maximum(u, -6.0 * CODE_UNIT), 6.0 * CODE_UNIT)
+    r = round_to_grid(u, tl.full(u.shape, CODE_UNIT, tl.float32))
+    return tl.where(byte == 255, 0.0, r), byte
 
 
 @triton.jit
@@ -99,23 +100,34 @@ def e4m3(x):
 
 
 @triton.jit
+def _quotient(x, y, inverse, unit):
+    """x / y * unit, unit a power of two, given inverse = unit / y to within a few units.
+
+    One correction with the exact remainder. It equals the correctly rounded quotient in all that
+    rounding can see: with T a tie of the target grid, it is T where x = T y, and on the same side
+    of T as x / y elsewhere. For T y here has at most 7 bits, so it is a float32, and the quotient
+    of any other float32 lies further than half a unit from T.
+    """
+    q = x * inverse
+    rest = tl.fma(-q, tl.broadcast_to(y * (1.0 / unit), q.shape), x)
+    return tl.fma(rest, tl.broadcast_to(inverse, q.shape), q)
+
+
+@triton.jit
 def nvfp4_units(groups, amax, ratio, RATIO: tl.constexpr, UNIT: tl.constexpr):
     """(element * UNIT, scale, E4M3 bits); zeros, scale NaN and 0x7F in a group that is not finite.
 
-    The element is that of the correctly rounded quotient group / scale, without dividing: q is
-    within two units of it, one correction with the exact remainder then lands on a tie of the grid
-    just where the quotient is one, because tie * scale is a float32 (at most 7 bits) and the
-    quotient of any other float32 lies more than half a unit away from the tie.
+    Values and scales are those of IEEE quotients, amax / 6 and group / scale, see `_quotient`.
     """
     finite = amax < _INFINITY
     groups, amax = _times_ratio(groups, amax, ratio, RATIO)
-    scale, bits = e4m3(tl.div_rn(amax.to(tl.float32, bitcast=True), 6.0))
+    largest = amax.to(tl.float32, bitcast=True)
+    six = tl.full(largest.shape, 6.0, tl.float32)
+    scale, bits = e4m3(_quotient(largest, six, tl.full(largest.shape, _SIXTH, tl.float32), 1.0))
     scale = tl.where(finite, scale, 0.0)
-    inverse = tl.where(scale > 0.0, tl.div_rn(1.0, scale) * UNIT, 0.0)
+    inverse = tl.where(scale > 0.0, UNIT / scale, 0.0)
     limit = 6.0 * scale
-    x = tl.minimum(tl.maximum(groups, -limit), limit)
-    q = x * inverse
-    rest = tl.fma(-q, tl.broadcast_to(scale * (1.0 / UNIT), q.shape), x)
-    u = tl.fma(rest, tl.broadcast_to(inverse, q.shape), q)
+    u = _quotient(tl.minimum(tl.maximum(groups, -limit), limit), scale, inverse, UNIT)
     r = round_to_grid(u, tl.full(u.shape, UNIT, tl.float32))
+    r = tl.where(finite, r, 0.0)
     return r, tl.where(finite, scale, float("nan")), tl.where(finite, bits, 0x7F)

@@ -57,7 +57,7 @@ def values_kernel(
     ratio = groups.load_ratio(g_ptr, RATIO, BASE)
     t = transform_tile(t_ptr, first, D, W, T_STRIDE) if TRANSFORM else 0
     start = tl.program_id(1) * (ROW_TILES * BLOCK_M)
-    for i in tl.range(0, ROW_TILES, num_stages=STAGES):
+    for i in range(0, ROW_TILES):
         row = start + i * BLOCK_M + tl.arange(0, BLOCK_M)
         wide = row.to(tl.int64)[:, None]
         x = tl.load(x_ptr + wide * K + columns[None, :], mask=(row < M)[:, None], other=0.0)
@@ -75,7 +75,7 @@ def values_kernel(
                 r = _saturate(r, _E5M2_MAX)
         else:
             v = tl.reshape(y, [BLOCK_M, W // 16, 16])
-            r, scale, _ = groups.nvfp4_units(v, groups.magnitude(v), ratio, RATIO, 1.0)
+            r, scale, _ = groups.nvfp4_units(v, groups.magnitude(v), ratio, RATIO, e2m1.ONE)
             r = tl.reshape(r * (scale * e2m1.power_of_two(shift)), [BLOCK_M, W])
             if dtype == tl.float16:
                 r = _saturate(r, _F16_MAX)
@@ -116,7 +116,7 @@ def codes_kernel(
     ratio = groups.load_ratio(g_ptr, RATIO, BASE)
     t = transform_tile(t_ptr, first, D, W, T_STRIDE) if TRANSFORM else 0
     start = tl.program_id(1) * (ROW_TILES * BLOCK_M)
-    for i in tl.range(0, ROW_TILES, num_stages=STAGES):
+    for i in range(0, ROW_TILES):
         row = start + i * BLOCK_M + tl.arange(0, BLOCK_M)
         wide = row.to(tl.int64)[:, None]
         mask = (row < rows)[:, None]
@@ -126,8 +126,8 @@ def codes_kernel(
         if FORMAT == "mxfp4":
             r, byte = groups.mxfp4_units(v, amax, ratio, RATIO, RULE)
         else:
-            r, _, byte = groups.nvfp4_units(v, amax, ratio, RATIO, 6.103515625e-05)  # 2^-14
-        code = tl.where(amax >= 0x7F800000, 0, e2m1.codes(r)).to(tl.uint8)
+            r, _, byte = groups.nvfp4_units(v, amax, ratio, RATIO, e2m1.CODE_UNIT)
+        code = e2m1.codes(r).to(tl.uint8)
         low, high = tl.split(tl.reshape(code, [BLOCK_M, W // 2, 2]))
         tl.store(codes_ptr + wide * (K // 2) + pairs[None, :], low | (high << 4), mask=mask)
         stored = tl.reshape(byte, [BLOCK_M, W // G]).to(tl.uint8)
