@@ -122,17 +122,18 @@ def test_what_does_not_fit_is_a_value_error(change, message):
 
 def test_what_cannot_run_says_why(monkeypatch):
     arrays = [jnp.zeros(s, jnp.uint8) for s in ((4, 32), (4, 2), (8, 32), (8, 2))]
-    factor = jnp.ones(1)
+    arrays.append(jnp.ones(1))
     with pytest.raises(NotImplementedError, match="not int4/wush"):
-        block_scaled_matmul(*arrays, factor, format="int4")
+        block_scaled_matmul(*arrays, format="int4")
     with pytest.raises(ValueError, match="uint8"):
-        block_scaled_matmul(arrays[0].astype(jnp.int8), *arrays[1:], factor)
+        block_scaled_matmul(arrays[0].astype(jnp.int8), *arrays[1:])
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setattr(block_scaled, "OLDEST_WIDENING_NVFP4", (99, 0))
     monkeypatch.setattr(block_scaled._triton, "require", lambda: None)
-    nvfp4 = [a if i % 2 == 0 else jnp.zeros((len(a), 4), jnp.uint8) for i, a in enumerate(arrays)]
-    with pytest.raises(NotImplementedError, match="cannot widen E4M3 group scales for sm_90"):
-        block_scaled_matmul(*nvfp4, factor, format="nvfp4", compute_capability=90)
     if jax.default_backend() != "gpu":
         with pytest.raises(NotImplementedError, match="no CUDA GPU"):
-            block_scaled_matmul(*arrays, factor)
+            block_scaled_matmul(*arrays)
+    for i in (1, 3):
+        arrays[i] = jnp.zeros((len(arrays[i]), 4), jnp.uint8)
+    with pytest.raises(NotImplementedError, match="cannot widen E4M3 group scales for sm_90"):
+        block_scaled_matmul(*arrays, format="nvfp4", compute_capability=90)

@@ -46,7 +46,8 @@ def fit(w, x, config):
 def solved(w, x, config):
     act = None
     if config.act_format is not None:
-        act = jnp.full((1, 1), config.act_format.global_scale or 1 / 64, jnp.float32)
+        constant = formats.activation_scale(config.act_format, config.format)
+        act = jnp.full((1, 1), constant or 1 / 64, jnp.float32)
     return as_kernel(rtn(w, fit(w, x, config), config), act, w.shape, config)
 
 

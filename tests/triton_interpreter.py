@@ -106,7 +106,7 @@ def patch(monkeypatch):
             return handle.data.view(jnp.float8_e4m3fn).astype(np.float32)
         return e8m0(handle, compute_type)
 
-    e8m0 = getattr(interpreter, "_dot_scaled_scale_to_f32", None)
+    e8m0: Any = getattr(interpreter, "_dot_scaled_scale_to_f32", None)
     if e8m0 is not None:
         monkeypatch.setattr(interpreter, "_dot_scaled_scale_to_f32", scale_values)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fma)

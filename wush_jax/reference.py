@@ -29,7 +29,10 @@ def encode(
     rotated = rotate(x, transform, kernel)
     if kernel.act_format is None or global_scale is None:
         return rotated.astype(x.dtype)
-    return _straight_through(kernel.act_format, rotated, global_scale.reshape(()))
+    # A constant, where the format has one, is divided by exactly on every backend.
+    constant = formats.activation_scale(kernel.act_format, kernel.format)
+    scale = global_scale.reshape(()) if constant is None else jnp.float32(constant)
+    return _straight_through(kernel.act_format, rotated, scale)
 
 
 def rotate(

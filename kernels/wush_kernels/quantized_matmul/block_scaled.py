@@ -110,7 +110,6 @@ def block_scaled_matmul(
         BLOCK_M=c.block_m,
         BLOCK_N=c.block_n,
         BLOCK_K=c.block_k,
-        STAGES=c.stages,
         SUPER=c.super_rows,
     )
 

@@ -26,7 +26,6 @@ def block_scaled_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
     SUPER: tl.constexpr,
 ):
     """out [M, N] = (A * scales) (B * scales)ᵀ * factor, summed in float32."""
@@ -48,7 +47,7 @@ def block_scaled_kernel(
     a_scale_ptrs = a_scale_ptr + wide_m[:, None] * (K // GROUP) + group[None, :]
     b_scale_ptrs = b_scale_ptr + wide_n[:, None] * (K // GROUP) + group[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for i in tl.range(0, tl.cdiv(K, BLOCK_K), num_stages=STAGES):
+    for i in range(tl.cdiv(K, BLOCK_K)):
         a_mask, b_mask = m_mask[:, None], n_mask[None, :]
         a_scale_mask, b_scale_mask = m_mask[:, None], n_mask[:, None]
         if K % BLOCK_K != 0:

@@ -17,6 +17,7 @@ from wush_kernels.quantized_matmul.decode_config import Config
 from wush_kernels.quantized_matmul.decode_config import config as default_config
 
 LAYOUTS = ("public", "private")
+MOST_BLOCKS = 8  # of 8 tokens, in one program
 
 
 def decode_matmul(
@@ -62,9 +63,9 @@ def decode_matmul(
 
     nvfp4, half = fmt.name == "nvfp4", activations.dtype == jnp.float16
     c = config or default_config(M, N, K)
-    blocks = min(-(-M // 8), c.tokens // 8)
+    blocks = min(-(-M // 8), MOST_BLOCKS)
     scales = [jnp.asarray(scale, jnp.float32).reshape(1) for scale in global_scales]
-    y = _triton.call(
+    return _triton.call(
         decode_kernel,
         activations,
         codes,
@@ -72,8 +73,8 @@ def decode_matmul(
         exponents.reshape(2),
         scales[0],
         scales[-1],
-        out=jax.ShapeDtypeStruct((c.split, M, N), dtype if c.split == 1 else jnp.float32),
-        grid=(-(-N // (16 * c.rows * c.row_warps)), c.split, -(-M // (8 * blocks))),
+        out=jax.ShapeDtypeStruct((M, N), dtype),
+        grid=(-(-N // (16 * c.rows)), -(-M // (8 * blocks))),
         num_warps=c.warps,
         num_stages=1,
         fp_fusion=True,
@@ -84,27 +85,30 @@ def decode_matmul(
         ROWS=c.rows,
         BLOCKS=blocks,
         WARPS=c.warps,
-        ROW_WARPS=c.row_warps,
-        DEPTH=c.depth,
-        SPLIT=c.split,
         BIAS=words_ptx.MXFP4_SHIFT + 29 - 127,
         FACTOR=2.0 ** -(words_ptx.NVFP4_SHIFT if nvfp4 else words_ptx.MXFP4_SHIFT),
         TWO_SCALES=len(scales) == 2,
         **_text(blocks, M, N, K, c, codes_layout == "private", nvfp4, half),
     )
-    return y[0] if c.split == 1 else jnp.sum(y, axis=0).astype(dtype)
 
 
 @functools.lru_cache
 def _text(
-    blocks: int, M: int, N: int, K: int, c: Config, private: bool, nvfp4: bool, half: bool
+    blocks: int,
+    M: int,
+    N: int,
+    K: int,
+    c: Config,
+    private: bool,
+    nvfp4: bool,
+    half: bool,
 ) -> dict:
     count = 4 * c.rows * blocks
     tiles = -(-K // decode_ptx.TILE)
-    ragged = K % decode_ptx.TILE != 0 or tiles % (c.warps // c.row_warps * c.split) != 0
-    load, words = decode_ptx.load(c.rows, blocks, M, N, K, private, nvfp4, half, c.ahead)
-    reduce, results = reduce_ptx.reduce(count, c.warps, c.row_warps)
-    step = decode_ptx.step(c.rows, blocks, M, K, private, nvfp4, half, ragged, c.ahead)
+    ragged = K % decode_ptx.TILE != 0 or tiles % c.warps != 0
+    load, words = decode_ptx.load(c.rows, N, K, private, nvfp4)
+    reduce, results = reduce_ptx.reduce(count, c.warps)
+    step = decode_ptx.step(c.rows, blocks, M, K, private, nvfp4, half, ragged)
     return {
         "ZEROS": (*reduce_ptx.zeros(count), count),
         "LOAD": (*load, words),

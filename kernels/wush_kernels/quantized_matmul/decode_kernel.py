@@ -1,7 +1,7 @@
 """Triton kernel: few tokens times 4-bit weights, read once.
 
-A warp owns 16 ROWS outputs and BLOCKS x 8 tokens; the warps of a program that own the same outputs
-deal out the tiles of K among themselves, and add up their sums at the end. Tensors of exactly one
+A program owns 16 ROWS outputs and 8 BLOCKS tokens; its WARPS warps deal out the tiles of K among
+themselves, and add up their sums at the end. Tensors of exactly one
 element a thread carry what a CUDA thread would hold in registers; `decode_ptx` writes what each
 warp does with a tile.
 """
@@ -25,9 +25,6 @@ def decode_kernel(
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
     WARPS: tl.constexpr,
-    ROW_WARPS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    SPLIT: tl.constexpr,
     ZEROS: tl.constexpr,
     LOAD: tl.constexpr,
     STEP: tl.constexpr,
@@ -36,7 +33,7 @@ def decode_kernel(
     FACTOR: tl.constexpr,
     TWO_SCALES: tl.constexpr,
 ):
-    """out [SPLIT, M, N]; with SPLIT 1 in out's dtype, else float32 to be added up.
+    """out [M, N].
 
     exponents: (shift, offset) of activations and weights; the result is multiplied with
     2^-(shift + offset), with FACTOR and with the scales.
@@ -47,15 +44,10 @@ def decode_kernel(
     g = lane // 4
     j = lane % 4
     warp = thread // 32
-    k_warp = warp // ROW_WARPS
-    k_warps: tl.constexpr = WARPS // ROW_WARPS
-    first = tl.program_id(0) * (16 * ROWS * ROW_WARPS) + (warp % ROW_WARPS) * (16 * ROWS)
-    row = first + g
-    part = tl.program_id(1)
-    token = tl.program_id(2) * (8 * BLOCKS)
+    row = tl.program_id(0) * (16 * ROWS) + g
+    token = tl.program_id(1) * (8 * BLOCKS)
     tiles: tl.constexpr = (K + 127) // 128
-    stride: tl.constexpr = k_warps * SPLIT
-    tile = part * k_warps + k_warp
+    tile = warp
     count: tl.constexpr = 4 * ROWS * BLOCKS
     loaded: tl.constexpr = LOAD[2]
     results: tl.constexpr = REDUCE[2]
@@ -71,26 +63,16 @@ def decode_kernel(
     words = tl.inline_asm_elementwise(
         LOAD[0],
         LOAD[1],
-        [codes, scales, x, row, token + g, tl.minimum(tile, last), j, lane],
+        [codes, scales, row, tl.minimum(tile, last), j, lane],
         (tl.int32,) * loaded,
         is_pure=True,
         pack=1,
     )
-    next_words = words
-    if DEPTH == 2:
-        next_words = tl.inline_asm_elementwise(
-            LOAD[0],
-            LOAD[1],
-            [codes, scales, x, row, token + g, tl.minimum(tile + stride, last), j, lane],
-            (tl.int32,) * loaded,
-            is_pure=True,
-            pack=1,
-        )
-    for _ in range(0, tl.cdiv(tiles, stride)):
+    for _ in range(0, tl.cdiv(tiles, WARPS)):
         ahead = tl.inline_asm_elementwise(
             LOAD[0],
             LOAD[1],
-            [codes, scales, x, row, token + g, tl.minimum(tile + DEPTH * stride, last), j, lane],
+            [codes, scales, row, tl.minimum(tile + WARPS, last), j, lane],
             (tl.int32,) * loaded,
             is_pure=True,
             pack=1,
@@ -103,12 +85,8 @@ def decode_kernel(
             is_pure=True,
             pack=1,
         )
-        if DEPTH == 2:
-            words = next_words
-            next_words = ahead
-        else:
-            words = ahead
-        tile += stride
+        words = ahead
+        tile += WARPS
     factor = FACTOR * tl.load(first_scale_ptr)
     if TWO_SCALES:
         factor = factor * tl.load(second_scale_ptr)
@@ -124,9 +102,9 @@ def decode_kernel(
         pack=1,
     )
     for o in tl.static_range(results):
-        i = o * k_warps + k_warp  # which accumulator's sum this thread holds
+        i = o * WARPS + warp  # which accumulator's sum this thread holds
         m = token + 8 * (i // 4 % BLOCKS) + 2 * j + i % 2
         n = row + 16 * (i // (4 * BLOCKS)) + 8 * (i // 2 % 2)
         total = sums[o] * factor
         mask = (i < count) & (m < M) & (n < N)
-        tl.store(out_ptr + (part * M + m) * N + n, total.to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + m * N + n, total.to(out_ptr.dtype.element_ty), mask=mask)

@@ -21,34 +21,16 @@ from wush_kernels.words_ptx import (
 TILE = 128  # columns a warp takes at once
 
 
-def load(
-    rows: int,
-    blocks: int,
-    M: int,
-    N: int,
-    K: int,
-    private: bool,
-    nvfp4: bool,
-    half: bool,
-    ahead: bool,
-) -> tuple[tuple[str, str], int]:
-    """Weights of a tile, 4 words and the scale bytes for each of 2 ``rows`` rows; if ``ahead`` also
-    the activations of ``blocks`` tokens.
+def load(rows: int, N: int, K: int, private: bool, nvfp4: bool) -> tuple[tuple[str, str], int]:
+    """Weights of a tile: 4 words and the scale bytes for each of 2 ``rows`` weight rows.
 
-    Operands: outputs 10 rows words (nvfp4: 12) and 8 blocks (float16: 16) words; addresses of
-    codes, scales and activations, the lane's first row and token, the tile, j, the lane.
-    Rows, tokens and groups beyond the end repeat the last one.
+    Operands: outputs 10 rows words (nvfp4: 12); codes and scales addresses, the lane's first row,
+    the tile, j, the lane. Rows and groups beyond the end repeat the last one.
     """
     per_row = 6 if nvfp4 else 5
     count = 2 * rows * per_row
-    total = count + (8 * (2 if half else 1) * blocks if ahead else 0)
-    codes, scales, x, row, token, tile, j, lane = (f"${total + i}" for i in range(8))
-    where = (codes, scales, row, tile, j, lane)
+    where = tuple(f"${count + i}" for i in range(6))
     body = []
-    if ahead:
-        body += _activation_addresses(blocks, M, K, half, x, token, tile, j)
-        for part in range(4 if half else 2):
-            body += _activation_loads(blocks, part, half, count)
     for r in range(rows):
         words = [[f"${(2 * r + h) * per_row + n}" for n in range(per_row)] for h in range(2)]
         if private:
@@ -56,36 +38,8 @@ def load(
         else:
             for h in range(2):
                 body += _load_public(words[h], 16 * r + 8 * h, N, K, 16 * rows, *where)
-    names = ", ".join(f"p{b}" for b in range(blocks))
-    registers = {"b32": "at, group, block, t", "b64": f"p, q, {names}", "b16": "short"}
-    return (block(body, registers), outputs("r", total) + ",l,l,l,r,r,r,r,r"), total
-
-
-def _activation_addresses(blocks, M, K, half, x, token, tile, j, ragged=False) -> list[str]:
-    """p0, p1, ...: the lane's 32 columns of its token of each block. Also sets group."""
-    size = 2 if half else 1
-    body = [f"mad.lo.s32 group, {tile}, 4, {j};"]
-    if K % TILE or ragged:
-        body.append(f"min.s32 group, group, {K // 32 - 1};")
-    body += [f"mul.wide.u32 q, group, {32 * size};", f"add.s64 q, q, {x};"]
-    for b in range(blocks):
-        body += [f"add.s32 t, {token}, {8 * b};", f"min.s32 t, t, {M - 1};"]
-        body.append(f"mad.wide.u32 p{b}, t, {K * size}, q;")
-    return body
-
-
-def _activation_loads(blocks: int, part: int, half: bool, first: int | None) -> list[str]:
-    """16 bytes of each token, into y<block>_<word> or, from operand ``first`` on, into outputs."""
-    words = 16 if half else 8
-    body = []
-    for b in range(blocks):
-        names = [_word(b, 4 * part + n, words, first) for n in range(4)]
-        body.append(f"ld.global.nc.v4.b32 {{{', '.join(names)}}}, [p{b}+{16 * part}];")
-    return body
-
-
-def _word(b: int, n: int, words: int, first: int | None) -> str:
-    return f"y{b}_{n}" if first is None else f"${first + words * b + n}"
+    registers = {"b32": "at, group, block", "b64": "p, q", "b16": "short"}
+    return (block(body, registers), outputs("r", count) + ",l,l,r,r,r,r"), count
 
 
 def _load_private(words, r, K, codes, scales, row, tile, j, lane) -> list[str]:
@@ -147,7 +101,6 @@ def step(
     nvfp4: bool,
     half: bool,
     ragged: bool,
-    ahead: bool,
 ) -> tuple[str, str]:
     """acc += weights x activations for one tile.
 
@@ -159,15 +112,12 @@ def step(
     words = 2 * rows * per_row
     words_a_token = 16 if half else 8
     at = 2 * accumulators
-    first = at + words if ahead else None  # operand of the first activation word
-    total = words + (words_a_token * blocks if ahead else 0)
-    x, token, tile, j, bias = (f"${at + total + i}" for i in range(5))
+    x, token, tile, j, bias = (f"${at + words + i}" for i in range(5))
     body = [f"mov.f32 ${i}, ${accumulators + i};" for i in range(accumulators)]
     body.append(f"mad.lo.s32 group, {tile}, 4, {j};")
     if ragged:
         body.append(f"setp.lt.s32 valid, group, {K // 32};")
-    if not ahead:
-        body += _activation_addresses(blocks, M, K, half, x, token, tile, j, ragged)
+    body += _activation_addresses(blocks, M, K, words_a_token // 8, x, token)
     body.append(f"add.s32 sel, {j}, 0x4440;")
     if nvfp4:
         body += [*_nvfp4_selectors(K % TILE != 0, j), "mov.b32 big, 0x78007800;"]
@@ -180,14 +130,14 @@ def step(
         )
     order = PRIVATE if private else PUBLIC
     for s in range(4):
-        if not ahead and s % (1 if half else 2) == 0:  # no sooner: registers are short
-            body += _activation_loads(blocks, s if half else s // 2, half, None)
+        if half or s % 2 == 0:  # no sooner: registers are short
+            body += _activation_loads(blocks, s if half else s // 2)
         for i in range(2 * rows):
             multiplier = f"m{i}_{s // 2}" if nvfp4 else f"m{i}"
             body += decode(f"${at + i * per_row + s}", f"a{i}_", multiplier, order)
         for h in range(2):  # outermost, so that an instruction does not wait for the one before
             for b in range(blocks):
-                body += _activations(b, s, h, half, private, first)
+                body += _activations(b, s, h, half, private)
                 body += [_mma(4 * (r * blocks + b), r, h) for r in range(rows)]
     registers = {
         "b32": ", ".join(
@@ -201,7 +151,7 @@ def step(
         "pred": "valid",
     }
     constraints = [outputs("f", accumulators), ",".join(["f"] * accumulators)]
-    constraints += [",".join(["r"] * total), "l,r,r,r,r"]
+    constraints += [",".join(["r"] * words), "l,r,r,r,r"]
     return block(body, registers), ",".join(constraints)
 
 
@@ -229,15 +179,37 @@ def _nvfp4_multipliers(i: int, scale: int, ragged: bool) -> list[str]:
     return body
 
 
-def _activations(b: int, s: int, h: int, half: bool, private: bool, first: int | None) -> list[str]:
+def _activation_addresses(blocks: int, M: int, K: int, size: int, x: str, token: str) -> list[str]:
+    """p0, p1, ...: the lane's 32 columns, of ``size`` bytes each, of its token of each block."""
+    body = [
+        f"min.s32 u, group, {K // 32 - 1};",
+        f"mul.wide.u32 q, u, {32 * size};",
+        f"add.s64 q, q, {x};",
+    ]
+    for b in range(blocks):
+        body += [f"add.s32 t, {token}, {8 * b};", f"min.s32 t, t, {M - 1};"]
+        body.append(f"mad.wide.u32 p{b}, t, {K * size}, q;")
+    return body
+
+
+def _activation_loads(blocks: int, part: int) -> list[str]:
+    """16 bytes of each token, into y<block>_<word>."""
+    body = []
+    for b in range(blocks):
+        names = ", ".join(f"y{b}_{4 * part + n}" for n in range(4))
+        body.append(f"ld.global.nc.v4.b32 {{{names}}}, [p{b}+{16 * part}];")
+    return body
+
+
+def _activations(b: int, s: int, h: int, half: bool, private: bool) -> list[str]:
     """b0, b1: float16 pairs 2 h, 2 h + 1 of a token's columns 8 s .. 8 s + 7."""
     if half:
-        y = [_word(b, 4 * s + n, 16, first) for n in range(4)]
+        y = [f"y{b}_{4 * s + n}" for n in range(4)]
         if private:
             return [f"mov.b32 b{n}, {y[2 * h + n]};" for n in range(2)]
         # pairs (i, i + 4): low halves of words 0 and 2, then high halves; then of words 1 and 3
         return [f"prmt.b32 b{n}, {y[h]}, {y[h + 2]}, {(0x5410, 0x7632)[n]:#x};" for n in range(2)]
-    low, high = (_word(b, 2 * s + n, 8, first) for n in range(2))
+    low, high = f"y{b}_{2 * s}", f"y{b}_{2 * s + 1}"
     if private:  # an E5M2 byte is the upper byte of its float16
         y = high if h else low
         return [f"prmt.b32 b0, {y}, 0, 0x1404;", f"prmt.b32 b1, {y}, 0, 0x3424;"]

@@ -14,15 +14,13 @@ def zeros(count: int) -> tuple[str, str]:
     ) + ",r"
 
 
-def reduce(count: int, warps: int, row_warps: int) -> tuple[tuple[str, str], int]:
-    """Sums of ``count`` accumulators over the warps of the same rows, through shared memory.
+def reduce(count: int, warps: int) -> tuple[tuple[str, str], int]:
+    """Sums of ``count`` accumulators over the warps, through shared memory; and how many outputs.
 
-    Operands: outputs, the accumulators, warp, lane. Of ``warps`` = ``row_warps`` x parts, output o
-    of warp (part, row warp) is the sum of accumulator o parts + part.
+    Operands: outputs, the accumulators, warp, lane. Output o of warp w is accumulator o warps + w.
     """
-    parts = warps // row_warps
-    results = -(-count // parts)
-    chunk = min(count, SHARED // (warps * 128) // parts * parts)  # accumulators at a time
+    results = -(-count // warps)
+    chunk = min(count, SHARED // (warps * 128) // warps * warps)  # accumulators at a time
     warp, lane = f"${results + count}", f"${results + count + 1}"
     row = chunk * 128  # bytes of a warp
     body = [
@@ -30,9 +28,6 @@ def reduce(count: int, warps: int, row_warps: int) -> tuple[tuple[str, str], int
         "mov.u32 base, sums;",
         f"mad.lo.s32 base, {lane}, 4, base;",
         f"mad.lo.s32 own, {warp}, {row}, base;",
-        f"div.u32 part, {warp}, {row_warps};",
-        f"rem.u32 at, {warp}, {row_warps};",
-        f"mad.lo.s32 base, at, {row}, base;",
     ]
     for start in range(0, count, chunk):
         if start:
@@ -40,14 +35,13 @@ def reduce(count: int, warps: int, row_warps: int) -> tuple[tuple[str, str], int
         inside = range(start, min(start + chunk, count))
         body += [f"st.shared.f32 [own+{128 * (i - start)}], ${results + i};" for i in inside]
         body.append("bar.sync 0;")
-        for o in range(start // parts, -(-inside.stop // parts)):
-            # a part beyond the last accumulator repeats it; the caller masks it out
-            body += [f"add.s32 at, part, {o * parts};", f"min.s32 at, at, {inside.stop - 1};"]
+        for o in range(start // warps, -(-inside.stop // warps)):
+            # a warp beyond the last accumulator repeats it; the caller masks it out
+            body += [f"add.s32 at, {warp}, {o * warps};", f"min.s32 at, at, {inside.stop - 1};"]
             body += [f"sub.s32 at, at, {start};", "mad.lo.s32 at, at, 128, base;"]
             body.append(f"ld.shared.f32 ${o}, [at];")
-            for w in range(1, parts):
-                body.append(f"ld.shared.f32 v, [at+{w * row_warps * row}];")
-                body.append(f"add.f32 ${o}, ${o}, v;")
+            for w in range(1, warps):
+                body += [f"ld.shared.f32 v, [at+{w * row}];", f"add.f32 ${o}, ${o}, v;"]
     constraints = [outputs("f", results), ",".join(["f"] * count), "r,r"]
-    registers = {"b32": "base, own, part, at", "f32": "v"}
+    registers = {"b32": "base, own, at", "f32": "v"}
     return (block(body, registers), ",".join(constraints)), results

@@ -70,7 +70,7 @@ def transform_quantize_codes(
 
     t, constants = arguments.transform_operand(x, transform, hadamard_block)
     shape = (problem.rows, problem.K // 2), (problem.rows, problem.K // fmt.group_size)
-    return _launch(
+    codes, stored = _launch(
         triton_kernel.codes_kernel,
         (x, t, x if ratio.operand is None else ratio.operand),
         [jax.ShapeDtypeStruct(s, jnp.uint8) for s in shape],
@@ -84,6 +84,7 @@ def transform_quantize_codes(
         BASE=ratio.base,
         **constants,
     )
+    return codes, stored
 
 
 def transform_quantize_folded(
@@ -219,13 +220,12 @@ def _launch(
         out=out,
         grid=(problem.K // c.width, -(-problem.rows // (c.block_m * c.row_tiles))),
         num_warps=c.num_warps,
-        num_stages=max(c.stages, 1),
+        num_stages=c.stages,
         compute_capability=compute_capability,
         K=problem.K,
         D=problem.D,
         W=c.width,
         BLOCK_M=c.block_m,
         ROW_TILES=c.row_tiles,
-        STAGES=c.stages,
         **constants,
     )

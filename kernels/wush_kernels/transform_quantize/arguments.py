@@ -119,7 +119,7 @@ def ratio(
         global_scale = fmt.global_scale
     if isinstance(global_scale, (int, float, np.floating)):
         g = np.float32(_normal(global_scale, "global_scale"))
-        return Ratio(_normal(np.float32(base) / g, "base / global_scale"), None, base)
+        return Ratio(_normal(float(np.float32(base) / g), "base / global_scale"), None, base)
     if global_scale.size != 1:
         raise ValueError(f"global_scale is one number for all rows, not {global_scale.shape}")
     return Ratio(0.0, global_scale.astype(jnp.float32).reshape(1), base)

@@ -31,7 +31,7 @@ def load_ratio(g_ptr, RATIO: tl.constexpr, BASE: tl.constexpr):
 
 @triton.jit
 def _times_ratio(groups, amax, ratio, RATIO: tl.constexpr):
-    """group * ratio, finite where the group is finite, and its amax.
+    """group * ratio, which may overflow, and its amax, which does not.
 
     Rounding is monotone: the largest product is the product with the largest.
     """
@@ -40,9 +40,15 @@ def _times_ratio(groups, amax, ratio, RATIO: tl.constexpr):
         largest = largest.to(tl.int32, bitcast=True)
         amax = tl.where(amax >= _INFINITY, amax, largest)
         groups = groups * ratio
-        if RATIO == 0.0 or RATIO > 1.0:
-            groups = tl.minimum(tl.maximum(groups, -_LARGEST), _LARGEST)
     return groups, amax
+
+
+@triton.jit
+def _finite(groups, RATIO: tl.constexpr):
+    """What a product with the ratio overflowed to is the largest float32."""
+    if RATIO == 0.0 or RATIO > 1.0:
+        groups = tl.minimum(tl.maximum(groups, -_LARGEST), _LARGEST)
+    return groups
 
 
 @triton.jit
@@ -58,7 +64,8 @@ def mxfp4_folded(groups, amax, ratio, shift, RATIO: tl.constexpr):
     factor = tl.minimum(tl.maximum(exponent + 127 - byte, -126), 126)
     three = (((factor + 128) << 23) | 0x00400000).to(tl.float32, bitcast=True)  # 3 * 2^factor
     three = tl.where(byte == 255, float("nan"), three)
-    return round_to_grid(groups * three, tl.broadcast_to(power_of_two(exponent), groups.shape))
+    u = _finite(groups, RATIO) * three
+    return round_to_grid(u, tl.broadcast_to(power_of_two(exponent), groups.shape))
 
 
 @triton.jit
@@ -80,7 +87,7 @@ def mxfp4_units(groups, amax, ratio, RATIO: tl.constexpr, RULE: tl.constexpr):
         rest = (((n - half + 114) << 23) | 0x00400000).to(tl.float32, bitcast=True)
     else:
         rest = power_of_two(n - half - 14)
-    u = (groups * power_of_two(half)) * rest
+    u = (_finite(groups, RATIO) * power_of_two(half)) * rest
     if RULE == "ocp":
         u = tl.minimum(tl.maximum(u, -6.0 * CODE_UNIT), 6.0 * CODE_UNIT)
     r = round_to_grid(u, tl.full(u.shape, CODE_UNIT, tl.float32))

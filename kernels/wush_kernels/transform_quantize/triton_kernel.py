@@ -39,7 +39,6 @@ def values_kernel(
     W: tl.constexpr,
     BLOCK_M: tl.constexpr,
     ROW_TILES: tl.constexpr,
-    STAGES: tl.constexpr,
     T_STRIDE: tl.constexpr,
     TRANSFORM: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -57,7 +56,7 @@ def values_kernel(
     ratio = groups.load_ratio(g_ptr, RATIO, BASE)
     t = transform_tile(t_ptr, first, D, W, T_STRIDE) if TRANSFORM else 0
     start = tl.program_id(1) * (ROW_TILES * BLOCK_M)
-    for i in range(0, ROW_TILES):
+    for i in range(ROW_TILES):
         row = start + i * BLOCK_M + tl.arange(0, BLOCK_M)
         wide = row.to(tl.int64)[:, None]
         x = tl.load(x_ptr + wide * K + columns[None, :], mask=(row < M)[:, None], other=0.0)
@@ -97,7 +96,6 @@ def codes_kernel(
     W: tl.constexpr,
     BLOCK_M: tl.constexpr,
     ROW_TILES: tl.constexpr,
-    STAGES: tl.constexpr,
     T_STRIDE: tl.constexpr,
     TRANSFORM: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -116,7 +114,7 @@ def codes_kernel(
     ratio = groups.load_ratio(g_ptr, RATIO, BASE)
     t = transform_tile(t_ptr, first, D, W, T_STRIDE) if TRANSFORM else 0
     start = tl.program_id(1) * (ROW_TILES * BLOCK_M)
-    for i in range(0, ROW_TILES):
+    for i in range(ROW_TILES):
         row = start + i * BLOCK_M + tl.arange(0, BLOCK_M)
         wide = row.to(tl.int64)[:, None]
         mask = (row < rows)[:, None]
