@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 
-from wush_jax import dispatch, layout, trees
-from wush_jax.kernel import QuantizedKernel
+from wush_jax import dispatch, layout
+from wush_jax.kernel import QuantizedKernel, is_quantized
+
+Tree = TypeVar("Tree")
 
 
-def prepare(qparams: Mapping[str, Any], *, platform: str | None = None) -> Any:
+def prepare(qparams: Tree) -> Tree:
     """Quantized params for serving: weights in the order in which the GPU kernels read them.
 
     Bit-exactly reversible (`unprepare`), of the same shapes, dtypes and size; every function of
@@ -19,28 +20,22 @@ def prepare(qparams: Mapping[str, Any], *, platform: str | None = None) -> Any:
     of 16 or K not of 128, come back as they are, and so does everything on other devices.
 
     Args:
-      qparams: quantized params or the whole variables dict.
-      platform: "gpu", "cpu", ...; None for the default device's.
+      qparams: quantized params, or any other tree with `QuantizedKernel`s in it.
     """
-    capability = dispatch.capability() if platform in (None, jax.default_backend()) else None
-    here = dispatch.Device(platform or jax.default_backend(), capability)
+    here = dispatch.default_device()
+    private = jax.jit(QuantizedKernel.private)
 
-    def private(kernel: QuantizedKernel) -> QuantizedKernel:
-        choice = dispatch.choose(kernel, here)
-        fits = layout.fits(kernel.outputs, kernel.padded_features)
-        reads = choice.implementation in dispatch.READ_PRIVATE
-        return jax.jit(QuantizedKernel.private)(kernel) if reads and fits else kernel
+    def one(leaf):
+        if not is_quantized(leaf) or not layout.fits(leaf.outputs, leaf.padded_features):
+            return leaf
+        chosen = dispatch.choose(leaf, here).implementation
+        return private(leaf) if chosen in dispatch.READ_PRIVATE else leaf
 
-    return _map_kernels(qparams, private)
+    return jax.tree.map(one, qparams, is_leaf=is_quantized)
 
 
-def unprepare(qparams: Mapping[str, Any]) -> Any:
+def unprepare(qparams: Tree) -> Tree:
     """The inverse of `prepare`: the public layout, in which params are best stored."""
-    return _map_kernels(qparams, QuantizedKernel.public)
-
-
-def _map_kernels(qparams: Mapping[str, Any], function: Callable) -> Any:
-    inner = qparams["params"] if isinstance(qparams.get("params"), Mapping) else qparams
-    changed = {path: function(k) for path, k in trees.quantized_kernels(qparams).items()}
-    replaced = trees.replace_kernels(inner, changed)
-    return {**qparams, "params": replaced} if inner is not qparams else replaced
+    return jax.tree.map(
+        lambda leaf: leaf.public() if is_quantized(leaf) else leaf, qparams, is_leaf=is_quantized
+    )

@@ -154,7 +154,9 @@ def divide_e4m3(
     amax = lax.bitcast_convert_type(jnp.max(magnitude_bits(groups), axis=-1), jnp.float32)
     stored = e4m3_from_float(quotient(amax, grid_max))
     scale = e4m3_decode(stored)[..., None]
-    return jnp.where(scale > 0, groups / scale, 0.0), stored
+    # 0 * groups: XLA turns a division by a broadcast into a product with its reciprocal, which
+    # rounds some ties of the grid the wrong way.
+    return jnp.where(scale > 0, groups / (0.0 * groups + scale), 0.0), stored
 
 
 def divide_bf16(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -19,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float
 
-import wush_jax
-from wush_jax import formats, hadamard, ops
+from wush_jax import exponents, formats, hadamard, reference
 from wush_jax.kernel import QuantizedKernel
 
 COLD_BYTES = 400e6  # an H200's L2 cache is 60 MB, and a program may not read all of its leaves
@@ -30,14 +28,28 @@ T = TypeVar("T")
 
 def with_exponents(kernel: QuantizedKernel, rows: Float[Array, "m K"]) -> QuantizedKernel:
     """``kernel`` with what calibration on ``rows``, typical inputs, would have recorded in it."""
-    del rows
-    return kernel
+    fmt, act = kernel.format, kernel.act_format
+    weights, activations = jax.device_get(_ranges(kernel, rows))
+    path = {"": [exponents.Range(*map(int, weights))]}
+    seen = {"": [exponents.Range(*map(int, activations))]}
+    held = exponents.hold(path, seen, fmt, act)
+    kind = held.exact_in[""]
+    pair = None if kind == "float32" else jnp.asarray(held.exponents, jnp.int32)
+    return dataclasses.replace(kernel, exponents=pair, exact_in=kind)
 
 
-def prepare(kernels: T) -> T:
-    """`wush_jax.prepare`, where there is one: the kernels' private layouts, derived once."""
-    function: Callable = getattr(wush_jax, "prepare", lambda tree: tree)
-    return function(kernels)
+@jax.jit
+def _ranges(kernel: QuantizedKernel, rows: Array) -> tuple[Any, Any]:
+    rotated = reference.rotate(rows, kernel.transform, kernel)
+    none = (jnp.int32(0), jnp.int32(0))
+    fmt, act = kernel.format, kernel.act_format
+    weights = exponents.of_groups(kernel.scales, kernel.codes, fmt) if fmt.name == "mxfp4" else none
+    if act is None:
+        return weights, exponents.of_values(rotated)
+    if act.name != "mxfp4":
+        return weights, none
+    q = formats.quantize(rotated, act, global_scale=formats.activation_scale(act, fmt))
+    return weights, exponents.of_groups(q.scales, q.codes, act)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -120,8 +132,11 @@ def _kernel(
     )
     if act is None:
         return kernel
-    scale = formats.data_global_scale(ops.rotate(rows, kernel.transform, kernel), act)
-    return dataclasses.replace(kernel, act_global_scale=scale.reshape(1, 1))
+    scale = formats.activation_scale(act, fmt)
+    if scale is None:
+        scale = formats.data_global_scale(reference.rotate(rows, kernel.transform, kernel), act)
+    scale = jnp.asarray(scale, jnp.float32).reshape(1, 1)
+    return dataclasses.replace(kernel, act_global_scale=scale)
 
 
 def some_outputs(kernel: QuantizedKernel, most: int = 1024) -> tuple[QuantizedKernel, int]:

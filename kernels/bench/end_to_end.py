@@ -144,7 +144,7 @@ def run(options: argparse.Namespace) -> Results:
     for D in options.blocks:
         params, kernels = make_params(sizes, D, options.format, options.act_format)
         print(wush_jax.explain(kernels), flush=True)
-        pair = (params, data.prepare(kernels))
+        pair = (params, wush_jax.prepare(kernels))
         for phase, size in wanted:
             if not budget.allows():
                 print(f"no time for {phase} {size}, D={D}")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+import wush_jax
 from kernels.bench import ceilings, data, qwix_baseline
 from kernels.bench.shapes import Case
 from wush_jax import ops
@@ -49,7 +50,7 @@ class Layer:
         self.kernel = data.make_kernel(
             self.kernel_key, K, N, D, format, act_format, transform=transform
         )
-        self.prepared = data.prepare(self.kernel)
+        self.prepared = wush_jax.prepare(self.kernel)
 
     def program(self, name: str) -> Program:
         """The implementation ``name``.

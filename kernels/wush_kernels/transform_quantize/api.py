@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, BFloat16, Float, Int, UInt8
 
 from wush_jax.formats import Format, get_format
@@ -129,6 +130,7 @@ def transform_quantize_values(
     transform: BFloat16[Array, "C D D"] | None,
     *,
     format: str | Format | None,
+    multiplier: float = 1.0,
     global_scale: Float[Array, ""] | float | None = None,
     shift: Int[Array, ""] | int = 0,
     dtype=jnp.float16,
@@ -143,11 +145,12 @@ def transform_quantize_values(
     NVFP4: element * E4M3 scale * 2^shift, exact in both dtypes where it is a normal number of them;
     in float16 it saturates at ±65504. A group with NaN or Inf becomes NaN.
 
-    No format (weight-only layers): x Tᵀ rounded to x's dtype, times 2^shift, rounded to ``dtype``.
-    Finite values saturate at ±65504 in float16; NaN and Inf stay what they are.
+    No format (weight-only layers): multiplier * x Tᵀ rounded to x's dtype, times 2^shift, rounded
+    to ``dtype``. Finite values saturate at ±65504 in float16; NaN and Inf stay what they are.
 
     Args, Raises: as `transform_quantize_codes`; and
       format: "nvfp4" with a rule, or None.
+      multiplier: without a format; a Python float, compiled into the kernel.
       shift: |shift| <= 100. May be traced.
       dtype: float16 or bfloat16.
     """
@@ -158,13 +161,16 @@ def transform_quantize_values(
         raise ValueError("without a format there is no global_scale")
     if dtype not in (jnp.float16, jnp.bfloat16):
         raise ValueError(f"dtype is float16 or bfloat16, not {jnp.dtype(dtype)}")
-    ratio = arguments.NO_RATIO if fmt is None else arguments.ratio(fmt, 1.0, global_scale)
+    if fmt is None:
+        ratio = arguments.Ratio(float(np.float32(multiplier)), None, 1.0)
+    else:
+        ratio = arguments.ratio(fmt, multiplier, global_scale)
     problem = arguments.check(x, transform, hadamard_block, rows, implementation)
     arguments.check_shift(shift)
     if implementation == "xla":
         rotated = reference.rotate(x, transform, hadamard_block)
         if fmt is None:
-            y = reference.rounded(rotated, x.dtype, shift, dtype)
+            y = reference.rounded(rotated, x.dtype, shift, dtype, multiplier)
         else:
             y = reference.values(rotated, fmt, global_scale, shift, dtype)
         return reference.pad(y, problem.rows)

@@ -92,9 +92,6 @@ class Ratio(NamedTuple):
     base: float
 
 
-NO_RATIO = Ratio(1.0, None, 1.0)
-
-
 def ratio(
     fmt: Format, multiplier: float = 1.0, global_scale: Float[Array, ""] | float | None = None
 ) -> Ratio:

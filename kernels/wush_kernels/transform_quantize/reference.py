@@ -78,12 +78,16 @@ def values(
 
 
 def rounded(
-    rotated: Float[Array, "M K"], precision, shift: Int[Array, ""] | int, dtype
+    rotated: Float[Array, "M K"],
+    precision,
+    shift: Int[Array, ""] | int,
+    dtype,
+    multiplier: float = 1.0,
 ) -> Float[Array, "M K"]:
-    """rotated in ``precision``, times 2^shift; finite values saturate at ±65504 in float16."""
+    """multiplier * rotated in ``precision``, times 2^shift; finite saturate at ±65504 (float16)."""
     info = jnp.finfo(precision)
     # reduce_precision, as XLA may drop a conversion and its inverse
-    y = lax.reduce_precision(rotated, info.nexp, info.nmant)
+    y = lax.reduce_precision(_times(rotated, multiplier), info.nexp, info.nmant)
     scaled = y * scales.power_of_two(jnp.asarray(shift, jnp.int32))
     if dtype == jnp.float16:
         scaled = jnp.where(jnp.isfinite(y), jnp.clip(scaled, -F16_MAX, F16_MAX), y)

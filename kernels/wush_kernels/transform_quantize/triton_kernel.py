@@ -48,7 +48,8 @@ def values_kernel(
     BASE: tl.constexpr,
 ):
     """out[m, k] = element * group scale * 2^shift; FORMAT "mxfp4" (rule `wush` without its 1/3,
-    saturating at the largest E5M2), "nvfp4", or "none": x Tᵀ in x's precision, times 2^shift."""
+    saturating at the largest E5M2), "nvfp4", or "none": RATIO * x Tᵀ in x's precision, times
+    2^shift."""
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     first = tl.program_id(0) * W
     columns = first + tl.arange(0, W)
@@ -62,6 +63,8 @@ def values_kernel(
         x = tl.load(x_ptr + wide * K + columns[None, :], mask=(row < M)[:, None], other=0.0)
         y = rotate(x, t, TRANSFORM, PRECISION, NORM)
         if FORMAT == "none":
+            if RATIO != 1.0:
+                y = y * ratio
             y = y.to(x.dtype).to(tl.float32)
             r = y * e2m1.power_of_two(shift)
             if dtype == tl.float16:

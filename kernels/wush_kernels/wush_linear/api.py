@@ -76,7 +76,7 @@ def matmul(
 def _encode(x: Array, kernel: QuantizedKernel, backend: str, *, name: str, few: bool) -> Any:
     fmt, act = kernel.format, kernel.act_format
     scale = None if act is None else formats.activation_scale(act, fmt)
-    scale = kernel.act_global_scale if scale is None else scale
+    scale = kernel.act_global_scale if scale is None else scale  # data's own, or None
     hadamard = kernel.transform_name == "hadamard"
     options: dict[str, Any] = {
         "global_scale": scale,
@@ -90,6 +90,8 @@ def _encode(x: Array, kernel: QuantizedKernel, backend: str, *, name: str, few: 
     shift = shift[0] if backend == "xla" else shift
     if act is not None and act.name == "mxfp4":
         return transform_quantize_folded(x, kernel.transform, shift, **options)
+    if act is None and not few:  # takes the weights' factor along, so that the product has none
+        options["multiplier"] = fmt.global_scale or 1.0
     return transform_quantize_values(
         x,
         kernel.transform,

@@ -52,11 +52,13 @@ def bf16(
 ) -> Float[Array, "M N"]:
     """bfloat16 rows times weights expanded to bfloat16, exactly.
 
-    Rows are E5M2 where the weights alone do not fit FP8. float32 results, and factors that are not
-    powers of two (weight-only layers, rule `nvidia`), cost a pass over the result.
+    Rows are E5M2 where the weights alone do not fit FP8. There, and by rule `nvidia`, the factor is
+    known only at run time and costs a pass over the result.
     """
     weights = _expand(kernel, jnp.bfloat16, backend)
     factor = _constant(kernel)
+    if kernel.act_format is None and kernel.format.global_scale is not None:
+        factor = 1.0  # `encode` has taken it along
     if factor is not None and rows.dtype == jnp.bfloat16:
         return bf16_matmul(rows, weights, factor, dtype=dtype)
     y = bf16_matmul(rows.astype(jnp.bfloat16), weights, dtype=jnp.float32)
