@@ -161,9 +161,12 @@ class TestOnGpu(Layers):
             text = jax.jit(ops.linear).lower(tokens(M), kernels["mxfp4"]).as_text()
             assert text.count("stablehlo.custom_call @triton_kernel_call") == count
 
-    def test_xla_runs_its_fp8_product(self, kernels):
-        compiled = jax.jit(ops.linear).lower(tokens(128), kernels["mxfp4"]).compile()
-        assert "__cublas$lt$matmul$f8" in compiled.as_text()
+    def test_xla_runs_its_fp8_product(self):
+        """Of a size at which XLA takes its library's product, with the factor folded in."""
+        kernel = make_kernel(jax.random.key(2), 4096, 14336)
+        x = tokens(1024)[:, :1].repeat(4096, 1)
+        text = jax.jit(ops.linear).lower(x, kernel).compile().as_text()
+        assert "__cublas$lt$matmul$f8" in text
 
 
 def test_what_each_device_gets(kernels):

@@ -1,9 +1,8 @@
 """Triton kernel: few tokens times 4-bit weights, read once.
 
 A program owns 16 ROWS outputs and 8 BLOCKS tokens; its WARPS warps deal out the tiles of K among
-themselves, and add up their sums at the end. Tensors of exactly one
-element a thread carry what a CUDA thread would hold in registers; `decode_ptx` writes what each
-warp does with a tile.
+themselves, and add up their sums at the end. Tensors of exactly one element a thread carry what a
+CUDA thread would hold in registers; `decode_ptx` writes what each warp does with a tile.
 """
 
 import triton
