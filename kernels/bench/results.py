@@ -3,7 +3,7 @@
 {"runs": [{"bench", "date", "device", "timer", "versions", "ceilings", ...}],
  "rows": [{"bench", "run", ...}]}
 
-One file may gather several runs (a machine may be lent for minutes only): a row names its run, and
+One file may gather several runs: a row names its run, and
 all figures that are compared in a row were measured in that run.
 """
 
