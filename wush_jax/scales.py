@@ -16,6 +16,7 @@ E4M3_NAN = 0x7F
 E8M0_NAN = 255
 INFINITY_BITS = 0x7F800000  # absolute bits from here up are Inf or NaN
 SMALLEST_NORMAL = 2.0**-126
+_NUDGE = 2.0**-18  # more than a rounding error of numbers up to 8, far less than the grid's steps
 
 # Step of the 16-level mid-rise quantizer that suits N(0, 1): its outermost levels are +-2.5139.
 GAUSSIAN_STEP = 2.5139 * 2 / 15
@@ -154,9 +155,21 @@ def divide_e4m3(
     amax = lax.bitcast_convert_type(jnp.max(magnitude_bits(groups), axis=-1), jnp.float32)
     stored = e4m3_from_float(quotient(amax, grid_max))
     scale = e4m3_decode(stored)[..., None]
-    # 0 * groups: XLA turns a division by a broadcast into a product with its reciprocal, which
-    # rounds some ties of the grid the wrong way.
-    return jnp.where(scale > 0, groups / (0.0 * groups + scale), 0.0), stored
+    return jnp.where(scale > 0, _on_the_right_side(groups / scale, groups, scale), 0.0), stored
+
+
+def _on_the_right_side(
+    quotient: Float[Array, "*s"], x: Float[Array, "*s"], scale: Float[Array, "*#s"]
+) -> Float[Array, "*s"]:
+    """``quotient`` ~ x / scale, moved to the side of the E2M1 grid's ties where x / scale lies.
+
+    XLA divides inexactly on some backends, and by a broadcast number on all of them. Ties are
+    multiples of a quarter, and a multiple times an E4M3 scale is exact.
+    """
+    tie = jnp.round(4 * quotient) / 4
+    at = tie * scale
+    above, below = jnp.maximum(quotient, tie + _NUDGE), jnp.minimum(quotient, tie - _NUDGE)
+    return jnp.where(x == at, tie, jnp.where(x > at, above, jnp.where(x < at, below, quotient)))
 
 
 def divide_bf16(

@@ -51,7 +51,7 @@ def call(
     kernel: Any,
     *args: Any,
     out: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
-    grid: tuple[int, ...],
+    grid: tuple[int] | tuple[int, int] | tuple[int, int, int],
     num_warps: int,
     num_stages: int,
     fp_fusion: bool = False,
