@@ -20,23 +20,29 @@ SHIFT = 3
 @functools.cache
 def weights(N, K, fmt):
     """Packed weights of about six octaves, their exponents (shift, offset), and their values."""
+    codes, scales, values = _weights(N, K, fmt)
+    offset = 0 if fmt == "nvfp4" else 133 - int(scales.max())
+    exponents = jnp.asarray([[SHIFT, offset]], jnp.int32)
+    return codes, scales, exponents, np.asarray(values, np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _weights(N, K, fmt):
     keys = jax.random.split(jax.random.key(N * K), 2)
     w = jax.random.normal(keys[0], (N, K)) * jnp.exp2(jax.random.uniform(keys[1], (N, 1), maxval=4))
     q = formats.quantize(w, fmt)
     values = formats.dequantize(formats.Quantized(q.codes, q.scales, jnp.float32(1), q.format))
-    offset = 0 if fmt == "nvfp4" else 133 - int(q.scales.max())
-    return (
-        q.codes,
-        q.scales,
-        jnp.asarray([[SHIFT, offset]], jnp.int32),
-        np.asarray(values, np.float64),
-    )
+    return q.codes, q.scales, values
+
+
+to_private = jax.jit(layout.to_private)
 
 
 def arranged(codes, scales, codes_layout):
-    return layout.to_private(codes, scales) if codes_layout == "private" else (codes, scales)
+    return to_private(codes, scales) if codes_layout == "private" else (codes, scales)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def tokens(M, K, dtype):
     x = jax.random.normal(jax.random.key(M), (M, K)) * 4
     if dtype == jnp.float8_e5m2:
@@ -109,9 +115,11 @@ class DecodeMatmul:
     def test_nan_stays_with_its_token(self):
         codes, scales, exponents, _ = weights(32, 128, "mxfp4")
         x = tokens(9, 128, jnp.float8_e5m2)
-        bad = x.at[4, 77].set(jnp.nan)
-        run = functools.partial(
-            decode_matmul, global_scales=(jnp.ones(1),), implementation=self.implementation
+        bad = x.astype(jnp.float32).at[4, 77].set(jnp.nan).astype(x.dtype)
+        run = jax.jit(
+            lambda *operands: decode_matmul(
+                *operands, (jnp.ones(1),), implementation=self.implementation
+            )
         )
         y, clean = run(bad, codes, scales, exponents), run(x, codes, scales, exponents)
         assert np.isnan(np.asarray(y, np.float32)[4]).all()
@@ -134,23 +142,35 @@ class TestDecodeTriton(DecodeMatmul):
         assert frobenius(y, expected) <= 1e-6
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _expand(codes, scales, exponents, implementation, kind, dtype, format):
+    return expand(
+        codes,
+        scales,
+        exponents,
+        format=format,
+        codes_layout=kind,
+        dtype=dtype,
+        implementation=implementation,
+    )
+
+
 class Expand:
     """Packed weights to FP8 and bfloat16, exactly."""
 
     implementation: str
+
+    def run(self, codes, scales, exponents, kind, *, dtype=jnp.float8_e4m3fn, format="mxfp4"):
+        codes, scales = arranged(codes, scales, kind)
+        how = (self.implementation, kind, jnp.dtype(dtype), format)
+        return _expand(codes, scales, exponents, *how)
 
     @pytest.mark.parametrize(("N", "K", "kind"), [(40, 96, "public"), (48, 256, "private")])
     @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.bfloat16])
     def test_exact(self, N, K, kind, dtype):
         codes, scales, exponents, values = weights(N, K, "mxfp4")
         poison()
-        y = expand(
-            *arranged(codes, scales, kind),
-            exponents,
-            codes_layout=kind,
-            dtype=dtype,
-            implementation=self.implementation,
-        )
+        y = self.run(codes, scales, exponents, kind, dtype=dtype)
         assert y.dtype == dtype
         factor = 1 if dtype == jnp.bfloat16 else 2.0 ** int(exponents[0, 1])
         np.testing.assert_array_equal(np.asarray(y, np.float64), values * factor)
@@ -158,14 +178,7 @@ class Expand:
     @pytest.mark.parametrize(("N", "K", "kind"), [(40, 96, "public"), (48, 256, "private")])
     def test_nvfp4(self, N, K, kind):
         codes, scales, exponents, values = weights(N, K, "nvfp4")
-        y = expand(
-            *arranged(codes, scales, kind),
-            exponents,
-            format="nvfp4",
-            codes_layout=kind,
-            dtype=jnp.bfloat16,
-            implementation=self.implementation,
-        )
+        y = self.run(codes, scales, exponents, kind, format="nvfp4", dtype=jnp.bfloat16)
         np.testing.assert_array_equal(np.asarray(y, np.float64), values)
 
     @pytest.mark.parametrize("exponent", [*range(-8, 7), 7, 60, -13, -60])
@@ -173,9 +186,7 @@ class Expand:
         codes = np.resize(np.array([c for c in range(16) if c != 8], np.uint8), 32)
         packed = jnp.asarray(codes[None, ::2] | (codes[None, 1::2] << 4))
         stored = jnp.full((1, 1), 127 + exponent - 5, jnp.uint8)
-        y = expand(
-            packed, stored, jnp.asarray([0, 5], jnp.int32), implementation=self.implementation
-        )
+        y = self.run(packed, stored, jnp.asarray([0, 5], jnp.int32), "public")
         grid = np.asarray(formats.codes_to_values(packed, "mxfp4"), np.float64)
         kept = 0.0 if exponent < -12 else 2.0 ** min(exponent, 6)  # flushed, or saturated
         np.testing.assert_array_equal(np.asarray(y, np.float64), grid * kept)

@@ -221,6 +221,24 @@ def test_named_implementations(kernels):
         ops.linear(x, kernels["mxfp4"], implementation="fp8")
 
 
+def test_keeping_fp8_weights_changes_no_result(kernels):
+    with on(HOPPER):
+        kept = wush_jax.prepare(kernels, keep_fp8=True)
+        assert kept["mxfp4"].expanded.dtype == jnp.float8_e4m3fn
+        assert kept["nvfp4"].expanded is None
+        assert kept["mxfp4"].nbytes == kernels["mxfp4"].nbytes + N * K
+        for M in (5, 100):
+            x = tokens(M)
+            np.testing.assert_array_equal(
+                ops.linear(x, kept["mxfp4"]), ops.linear(x, kernels["mxfp4"])
+            )
+    two = jax.tree.map(lambda *x: jnp.stack(x), kernels["mxfp4"], kernels["mxfp4"])
+    with on(HOPPER):
+        stacked = wush_jax.prepare(two, keep_fp8=True)
+    np.testing.assert_array_equal(stacked.expanded[1], kept["mxfp4"].expanded)
+    assert wush_jax.unprepare(kept)["mxfp4"].expanded is None
+
+
 def test_prepare_is_reversible_and_changes_no_result(kernels):
     qparams = {"a": {"kernel": kernels["mxfp4"]}, "b": {"kernel": kernels["int4"]}}
     with on(HOPPER):

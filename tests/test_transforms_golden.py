@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wush_jax import fit, moments, ops, solve, transforms
+from wush_jax import fit, formats, moments, reference, solve, transforms
 from wush_jax.config import Config
 from wush_jax.solvers.rtn import rtn
 
@@ -58,10 +58,14 @@ def rtn_loss(kernel, forward, x, config):
 
 @functools.partial(jax.jit, static_argnames="config")
 def _rtn_loss(kernel, forward, x, config):
-    constant = jnp.full((1, 1), config.act_format.global_scale, jnp.float32)
-    quantized = solve.as_kernel(rtn(kernel, forward, config), constant, kernel.shape, config)
+    # activations by the rule's own global scale, as in the reference figures
+    quantized = solve.as_kernel(rtn(kernel, forward, config), None, kernel.shape, config)
+    rotated = reference.rotate(x, quantized.transform, quantized)
+    rows = formats.fake_quantize(rotated, config.act_format)
+    weights = quantized.values() * quantized.global_scale
+    y = jnp.matmul(rows, weights.T, precision="highest")
     exact = jnp.matmul(x, kernel, precision="highest")
-    return jnp.sum((ops.linear(x, quantized) - exact) ** 2) / jnp.sum(exact**2)
+    return jnp.sum((y - exact) ** 2) / jnp.sum(exact**2)
 
 
 def entries(layer):

@@ -28,17 +28,20 @@ class QuantizedKernel:
     * every leaf but ``transform`` has shape [*stack, *batch, rows, columns]; ``transform`` has one
       axis more. ``stack`` are the axes of ``nn.scan`` / ``nn.vmap`` over layers, which slice every
       leaf alike; ``batch`` are the kernel's own batch axes (experts);
-    * no leaf is a float copy of the weights;
+    * no leaf but ``expanded`` is a float copy of the weights;
     * T⁻ᵀ was solved against the bfloat16 T stored here, so T⁻ᵀ and T pair to float32 rounding.
 
     Attributes:
       codes: uint8 [N, K/2], two per byte, low nibble = even index along K (int8: int8 [N, K]).
       scales: [N, K/G], E8M0 or E4M3 bits as uint8, or bfloat16.
       global_scale: float32 [1, 1], a multiplier.
-      act_global_scale: float32 [1, 1], the activations' multiplier; None if weight-only.
+      act_global_scale: float32 [1, 1], the activations' multiplier; None if weight-only. Where
+        `formats.activation_scale` has a constant for the two formats, it is that constant.
       transform: T, bfloat16 [C, D, D]; None for identity and Hadamard, which need no storage.
       exponents: int32 [1, 2], shift of the activations and offset of the weights that fast kernels
         use, see `wush_jax.exponents`; None: no fast kernel takes these formats.
+      expanded: the weights in float8_e4m3fn [N, K], as FP8 products of many tokens read them; None
+        (the default): they are expanded for each product. Only `wush_jax.prepare` sets it.
       format, act_format: number formats of weights and activations (None: kept in float).
       transform_name, block: which transform, and D.
       kernel_shape, roles: the float kernel's shape (without ``stack``) and its axes' roles.
@@ -57,6 +60,7 @@ class QuantizedKernel:
     act_global_scale: Float[Array, "*stack 1 1"] | None
     transform: BFloat16[Array, "*stack C D D"] | None
     exponents: Int[Array, "*stack 1 2"] | None = dataclasses.field(kw_only=True, default=None)
+    expanded: Float[Array, "*stack N Kp"] | None = dataclasses.field(kw_only=True, default=None)
     format: Format = dataclasses.field(metadata={"static": True})
     act_format: Format | None = dataclasses.field(metadata={"static": True})
     transform_name: str = dataclasses.field(metadata={"static": True})

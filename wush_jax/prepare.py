@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from wush_jax import dispatch, layout
+from wush_jax import dispatch, layout, scales
 from wush_jax.kernel import QuantizedKernel, is_quantized
 
 Tree = TypeVar("Tree")
 
 
-def prepare(qparams: Tree) -> Tree:
+def prepare(qparams: Tree, *, keep_fp8: bool = False) -> Tree:
     """Quantized params for serving: weights in the order in which the GPU kernels read them.
 
     Bit-exactly reversible (`unprepare`), of the same shapes, dtypes and size; every function of
@@ -21,21 +24,39 @@ def prepare(qparams: Tree) -> Tree:
 
     Args:
       qparams: quantized params, or any other tree with `QuantizedKernel`s in it.
+      keep_fp8: also keep the FP8 weights that products of many tokens read, where there are such:
+        8 more bits a weight, and no expansion before each product, which is what counts most at
+        some hundred tokens.
     """
     here = dispatch.default_device()
-    private = jax.jit(QuantizedKernel.private)
 
     def one(leaf):
-        if not is_quantized(leaf) or not layout.fits(leaf.outputs, leaf.padded_features):
+        if not is_quantized(leaf):
             return leaf
         chosen = dispatch.choose(leaf, here).implementation
-        return private(leaf) if chosen in dispatch.READ_PRIVATE else leaf
+        if keep_fp8 and chosen == "fp8" and leaf.expanded is None:
+            leaf = dataclasses.replace(leaf, expanded=_fp8_weights(leaf))
+        fits = layout.fits(leaf.outputs, leaf.padded_features)
+        return _private(leaf) if fits and chosen in dispatch.READ_PRIVATE else leaf
 
     return jax.tree.map(one, qparams, is_leaf=is_quantized)
 
 
 def unprepare(qparams: Tree) -> Tree:
     """The inverse of `prepare`: the public layout, in which params are best stored."""
-    return jax.tree.map(
-        lambda leaf: leaf.public() if is_quantized(leaf) else leaf, qparams, is_leaf=is_quantized
-    )
+
+    def one(leaf):
+        return dataclasses.replace(leaf.public(), expanded=None) if is_quantized(leaf) else leaf
+
+    return jax.tree.map(one, qparams, is_leaf=is_quantized)
+
+
+_private = jax.jit(QuantizedKernel.private)
+
+
+@jax.jit
+def _fp8_weights(kernel: QuantizedKernel) -> Float[Array, "*stack N K"]:
+    """element * 2^(byte - 127 + offset), exactly (`QuantizedKernel.exact_in` is "float8")."""
+    assert kernel.exponents is not None
+    factor = scales.power_of_two(kernel.exponents[..., 1:])
+    return (kernel.values() * factor).astype(jnp.float8_e4m3fn)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from wush_jax import layout
+from wush_jax import layout, scales
 from wush_jax.formats import Format
 from wush_kernels.expand import reference as expand_reference
 
@@ -36,4 +36,4 @@ def matmul(
     )
     for scale in global_scales:
         y = y * jnp.asarray(scale, jnp.float32).reshape(())
-    return (y * jnp.exp2(-shift.astype(jnp.float32))).astype(dtype)
+    return (y * scales.power_of_two(-shift)).astype(dtype)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from wush_jax import formats
+from wush_jax import formats, scales
 from wush_jax.exponents import SUM
 from wush_jax.kernel import QuantizedKernel
 from wush_kernels.expand import expand
@@ -62,10 +62,10 @@ def bf16(
     if factor is not None and rows.dtype == jnp.bfloat16:
         return bf16_matmul(rows, weights, factor, dtype=dtype)
     y = bf16_matmul(rows.astype(jnp.bfloat16), weights, dtype=jnp.float32)
-    for scale in _global_scales(kernel):
-        y = y * scale.reshape(())
+    for global_scale in _global_scales(kernel):
+        y = y * global_scale.reshape(())
     if rows.dtype == jnp.float8_e5m2:
-        y = y * jnp.exp2(-exponents(kernel)[0].astype(jnp.float32))
+        y = y * scales.power_of_two(-exponents(kernel)[0])
     return y.astype(dtype)
 
 
@@ -94,6 +94,8 @@ def exponents(kernel: QuantizedKernel) -> Int[Array, " 2"]:
 
 
 def _expand(kernel: QuantizedKernel, dtype, backend: str) -> Array:
+    if kernel.expanded is not None and dtype == jnp.float8_e4m3fn:
+        return kernel.expanded
     return expand(
         kernel.codes,
         kernel.scales,
