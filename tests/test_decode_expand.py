@@ -116,11 +116,14 @@ class DecodeMatmul:
         codes, scales, exponents, _ = weights(32, 128, "mxfp4")
         x = tokens(9, 128, jnp.float8_e5m2)
         bad = x.astype(jnp.float32).at[4, 77].set(jnp.nan).astype(x.dtype)
-        run = jax.jit(
-            lambda *operands: decode_matmul(
-                *operands, (jnp.ones(1),), implementation=self.implementation
+
+        @jax.jit
+        def run(x, codes, scales, exponents):
+            one = (jnp.ones(1),)
+            return decode_matmul(
+                x, codes, scales, exponents, one, implementation=self.implementation
             )
-        )
+
         y, clean = run(bad, codes, scales, exponents), run(x, codes, scales, exponents)
         assert np.isnan(np.asarray(y, np.float32)[4]).all()
         others = np.arange(9) != 4

@@ -6,21 +6,19 @@ references of the kernels' own number formats in place of the kernels. On a GPU 
 
 import contextlib
 import dataclasses
-from unittest import mock
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpu import on_gpu
+from gpu import AMPERE, BLACKWELL, HOPPER, on, on_gpu
 
 import wush_jax
 from kernels.bench.data import make_kernel
 from wush_jax import dispatch, ops
 from wush_jax.dispatch import Device
 
-HOPPER, BLACKWELL, AMPERE = (Device("gpu", c) for c in ((9, 0), (10, 0), (8, 0)))
 K, N = 256, 80
 CASES = {
     "mxfp4": {},
@@ -31,16 +29,6 @@ CASES = {
     "identity": {"transform": "identity"},
     "int4": {"format": "int4", "act_format": "int4"},
 }
-
-
-@contextlib.contextmanager
-def on(device):
-    """As if programs were compiled for ``device``; Triton counts as installed."""
-    with (
-        mock.patch.object(dispatch, "default_device", return_value=device),
-        mock.patch.object(dispatch, "missing", return_value=None),
-    ):
-        yield
 
 
 @pytest.fixture(scope="module")
