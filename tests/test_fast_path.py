@@ -196,6 +196,15 @@ def test_weights_that_fp8_does_not_hold_fall_back_and_say_so(kernels):
             assert error(ops.linear(x, wide), expected) <= 2.5e-3
 
 
+def test_rows_shared_with_a_layer_that_only_the_reference_takes(kernels):
+    """Of layers that share their input, one may not fit any fast implementation."""
+    kernel, x = kernels["mxfp4"], tokens(5)
+    widest = dataclasses.replace(kernel, exact_in="float32", exponents=None)
+    with on(HOPPER):
+        y = ops.matmul(ops.encode(x, kernel), widest, x.dtype)
+    np.testing.assert_array_equal(y, ops.linear(x, widest, implementation="xla"))
+
+
 def test_named_implementations(kernels):
     x = tokens(2)
     with pytest.raises(ValueError, match="fp8_mosaic"):

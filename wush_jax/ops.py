@@ -102,6 +102,8 @@ def matmul(
     """
     chosen = dispatch.choose(kernel, implementation=implementation).implementation
     values, act_global, source = activations
+    if source is not None and chosen == "xla":  # rows shared with a layer that has a fast one
+        values, act_global, source = encode(source, kernel, implementation="xla")
     if source is not None:
         product = functools.partial(_fast_matmul, (chosen, jnp.dtype(dtype)))
         return _per_batch(product, kernel.batch_ndim)(values, source, kernel)
