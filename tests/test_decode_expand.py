@@ -227,6 +227,13 @@ def test_bad_input(change, message):
         decode_matmul(**{**good, **change}, implementation="xla")
 
 
+@pytest.mark.parametrize(("name", "message"), [("best", "best"), ("private", "N=8")])
+def test_expand_knows_its_layouts(name, message):
+    codes, scales = jnp.zeros((8, 32), jnp.uint8), jnp.zeros((8, 2), jnp.uint8)
+    with pytest.raises(ValueError, match=message):
+        expand(codes, scales, jnp.zeros(2, jnp.int32), codes_layout=name, implementation="xla")
+
+
 def test_configurations_fill_the_device():
     for N, K in ((4096, 4096), (6144, 4096), (4096, 14336), (14336, 4096)):
         for M in (1, 16, 32, 64):

@@ -21,6 +21,17 @@ _MAGNITUDE_AT = (9, 6, 3, 0)
 _SIGN_AT = (15, 12, 14, 13)
 
 
+NAMES = ("public", "private")
+
+
+def check(name: str, N: int, K: int) -> None:
+    """Raises ValueError: no such layout, or weights [N, K] have none of that name."""
+    if name not in NAMES:
+        raise ValueError(f"codes_layout is 'public' or 'private', not {name!r}")
+    if name == "private" and not fits(N, K):
+        raise ValueError(f"no private layout for N={N} (16 | N), K={K} (128 | K)")
+
+
 def fits(N: int, K: int) -> bool:
     """Whether weights [N, K] have a private layout: whole blocks of 16 rows and tiles of 128."""
     return N % 16 == 0 and K % 128 == 0

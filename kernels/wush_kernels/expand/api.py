@@ -53,13 +53,12 @@ def expand(
         raise ValueError(f"expands mxfp4 and nvfp4 to {', '.join(expand_ptx.WORDS)}, not {name}")
     if fmt.name == "nvfp4" and name != "bfloat16":
         raise ValueError(f"nvfp4 is exact in bfloat16, not in {name}")
+    layout.check(codes_layout, N, K)
     private = codes_layout == "private"
     if implementation == "xla":
         if private:
             codes, stored = layout.to_public(codes, stored)
         return reference.expand(codes, stored, exponents.reshape(-1)[1], fmt, jnp.dtype(dtype))
-    if private and not layout.fits(N, K):
-        raise ValueError(f"no private layout for N={N} (16 | N), K={K} (128 | K)")
     _triton.require()
     from wush_kernels.expand.triton_kernel import expand_kernel
 

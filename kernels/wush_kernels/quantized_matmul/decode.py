@@ -16,7 +16,6 @@ from wush_kernels.quantized_matmul import decode_ptx, reduce_ptx, reference
 from wush_kernels.quantized_matmul.decode_config import Config
 from wush_kernels.quantized_matmul.decode_config import config as default_config
 
-LAYOUTS = ("public", "private")
 MOST_BLOCKS = 8  # of 8 tokens, in one program
 
 
@@ -122,8 +121,6 @@ def _check(
 ) -> tuple[int, int, int]:
     if fmt.name not in ("mxfp4", "nvfp4"):
         raise ValueError(f"format is mxfp4 or nvfp4, not {fmt}")
-    if codes_layout not in LAYOUTS:
-        raise ValueError(f"codes_layout is 'public' or 'private', not {codes_layout!r}")
     (M, K), N = activations.shape, codes.shape[0]
     if codes.shape != (N, K // 2) or stored.shape != (N, K // fmt.group_size) or K % 32:
         raise ValueError(
@@ -133,6 +130,5 @@ def _check(
         )
     if activations.dtype not in (jnp.float8_e5m2, jnp.float16):
         raise ValueError(f"activations are float8_e5m2 or float16, not {activations.dtype}")
-    if codes_layout == "private" and not layout.fits(N, K):
-        raise ValueError(f"no private layout for N={N} (16 | N), K={K} (128 | K)")
+    layout.check(codes_layout, N, K)
     return M, N, K

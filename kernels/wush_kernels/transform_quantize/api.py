@@ -91,7 +91,7 @@ def transform_quantize_codes(
 def transform_quantize_folded(
     x: Float[Array, "M K"],
     transform: BFloat16[Array, "C D D"] | None,
-    shift: Int[Array, ""] | int = 0,
+    shift: Int[Array, "*s"] | int = 0,
     *,
     multiplier: float = 1.0,
     global_scale: Float[Array, ""] | float | None = None,
@@ -109,7 +109,8 @@ def transform_quantize_folded(
     group with NaN or Inf becomes NaN.
 
     Args, Raises: as `transform_quantize_codes`; and
-      shift: added to every group's exponent; |shift| <= 100. May be traced.
+      shift: added to every group's exponent; |shift| <= 100. A number, or an int32 array, traced or
+        not, whose first number it is: the kernel reads it in place.
       dtype: float8_e5m2, or float16, which holds the same values.
     """
     if dtype not in (jnp.float8_e5m2, jnp.float16):
@@ -119,7 +120,7 @@ def transform_quantize_folded(
     arguments.check_shift(shift)
     if implementation == "xla":
         rotated = reference.rotate(x, transform, hadamard_block)
-        y = reference.folded(rotated, shift, dtype, multiplier, global_scale)
+        y = reference.folded(rotated, _first(shift), dtype, multiplier, global_scale)
         return reference.pad(y, problem.rows)
     launch = (x, transform, hadamard_block, shift, dtype, problem, config, compute_capability)
     return _values(*launch, "mxfp4", ratio)
@@ -132,7 +133,7 @@ def transform_quantize_values(
     format: str | Format | None,
     multiplier: float = 1.0,
     global_scale: Float[Array, ""] | float | None = None,
-    shift: Int[Array, ""] | int = 0,
+    shift: Int[Array, "*s"] | int = 0,
     dtype=jnp.float16,
     rows: int | None = None,
     hadamard_block: int | None = None,
@@ -151,7 +152,7 @@ def transform_quantize_values(
     Args, Raises: as `transform_quantize_codes`; and
       format: "nvfp4" with a rule, or None.
       multiplier: without a format; a Python float, compiled into the kernel.
-      shift: |shift| <= 100. May be traced.
+      shift: |shift| <= 100; a number or an array, as of `transform_quantize_folded`.
       dtype: float16 or bfloat16.
     """
     fmt = None if format is None else get_format(format)
@@ -170,12 +171,16 @@ def transform_quantize_values(
     if implementation == "xla":
         rotated = reference.rotate(x, transform, hadamard_block)
         if fmt is None:
-            y = reference.rounded(rotated, x.dtype, shift, dtype, multiplier)
+            y = reference.rounded(rotated, x.dtype, _first(shift), dtype, multiplier)
         else:
-            y = reference.values(rotated, fmt, global_scale, shift, dtype)
+            y = reference.values(rotated, fmt, global_scale, _first(shift), dtype)
         return reference.pad(y, problem.rows)
     launch = (x, transform, hadamard_block, shift, dtype, problem, config, compute_capability)
     return _values(*launch, "none" if fmt is None else fmt.name, ratio)
+
+
+def _first(shift: Array | int) -> Array:
+    return jnp.asarray(shift, jnp.int32).reshape(-1)[0]
 
 
 def _values(

@@ -86,8 +86,7 @@ def _encode(x: Array, kernel: QuantizedKernel, backend: str, *, name: str, few: 
     if name == "block_scaled":
         assert act is not None
         return transform_quantize_codes(x, kernel.transform, format=act, **options)
-    shift = products.exponents(kernel)  # the kernels read the first number; no slice, no launch
-    shift = shift[0] if backend == "xla" else shift
+    shift = products.exponents(kernel)  # of which the first number counts
     if act is not None and act.name == "mxfp4":
         return transform_quantize_folded(x, kernel.transform, shift, **options)
     if act is None and not few:  # takes the weights' factor along, so that the product has none

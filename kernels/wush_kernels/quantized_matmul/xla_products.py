@@ -35,8 +35,6 @@ def fp8_matmul(
     Raises:
       ValueError: factor is not a power of two.
     """
-    if math.frexp(factor)[0] != 0.5:
-        raise ValueError(f"factor is a power of two, not {factor}")
     rows = a.shape[0]
     if rows % 16:  # the hardware's unit
         a = jnp.pad(a, ((0, -rows % 16), (0, 0)))
@@ -54,8 +52,6 @@ def bf16_matmul(
     Raises:
       ValueError: factor is not a power of two.
     """
-    if math.frexp(factor)[0] != 0.5:
-        raise ValueError(f"factor is a power of two, not {factor}")
     out = dtype if dtype == jnp.bfloat16 else jnp.float32
     return _times(_dot(a, b, out, None), factor).astype(dtype)
 
@@ -66,4 +62,6 @@ def _dot(a: Array, b: Array, dtype, precision) -> Array:
 
 
 def _times(y: Array, factor: float) -> Array:
+    if math.frexp(factor)[0] != 0.5:
+        raise ValueError(f"factor is a power of two, not {factor}")
     return y if factor == 1.0 else y * jnp.asarray(factor, y.dtype)
