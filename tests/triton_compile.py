@@ -25,7 +25,7 @@ import numpy as np
 from wush_kernels import _triton
 
 TARGETS = (90, 100, 120)
-_TYPES = {
+TYPES = {
     "bfloat16": "bf16",
     "float16": "fp16",
     "float32": "fp32",
@@ -113,4 +113,4 @@ def matrix_instructions(text: str) -> set[str]:
 def _type(operand: Any) -> str:
     if isinstance(operand, (int, np.integer)):
         return "i32"
-    return "*" + _TYPES[jnp.dtype(operand.dtype).name]
+    return "*" + TYPES[jnp.dtype(operand.dtype).name]

@@ -15,19 +15,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from triton_compile import TYPES
 
 ENVIRONMENT = {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "0"}
 ACTIVE = os.environ.get("TRITON_INTERPRET") == "1"
-_TYPES = {
-    "bfloat16": "bf16",
-    "float16": "fp16",
-    "float32": "fp32",
-    "float8_e5m2": "fp8e5",
-    "float8_e4m3fn": "fp8e4nv",
-    "int32": "i32",
-    "uint32": "u32",
-    "uint8": "u8",
-}
 
 
 class _Buffer:
@@ -35,7 +26,7 @@ class _Buffer:
 
     def __init__(self, array: np.ndarray):
         self.array = array
-        self.dtype = _TYPES[array.dtype.name]
+        self.dtype = TYPES[array.dtype.name]
 
     def data_ptr(self) -> int:
         return self.array.ctypes.data
