@@ -9,6 +9,8 @@ from typing import Any
 
 from wush_jax import trees as _trees
 from wush_jax.abstract import abstract_quantize
+from wush_jax.calibrate import calibrate
+from wush_jax.calibration import Calibration
 from wush_jax.config import Config, Rule
 from wush_jax.explain import explain
 from wush_jax.flax.linen import apply
@@ -20,12 +22,14 @@ from wush_jax.rules import DEFAULT_RULES
 
 __all__ = [
     "DEFAULT_RULES",
+    "Calibration",
     "Config",
     "QuantizedKernel",
     "Report",
     "Rule",
     "abstract_quantize",
     "apply",
+    "calibrate",
     "dequantize",
     "explain",
     "prepare",

@@ -62,6 +62,11 @@ def abstract_quantize(
 
 def _abstract_kernel(path: str, kernel: Any, planned: Plan) -> QuantizedKernel:
     layer, config = planned.layers[path], planned.configs[path]
+    if config.transform == "auto":
+        raise ValueError(
+            f"{path}: transform='auto' is decided by data; name the transform by a rule, as "
+            "Report.rules() does for a model that was quantized"
+        )
     roles = dict.fromkeys("bkn", 1)
     batch = []
     for size, role in zip(layer.kernel_shape, layer.contraction.roles, strict=True):

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from wush_jax import moments, plan, trees
+from wush_jax.calibration import Calibration
 from wush_jax.config import Config
 from wush_jax.flax.discover import Layer
+from wush_jax.flax.linen import is_variables
 from wush_jax.flax.observe import observe, observe_rows
 from wush_jax.moments import Mask, Moments
 from wush_jax.plan import Plan
@@ -23,27 +25,36 @@ Observe = Callable[[Any, Mask | None], dict[str, Observation]]
 
 
 def calibrate(
-    model: nn.Module | None,
-    variables: Mapping[str, Any],
+    params: Mapping[str, Any],
     batches: Iterable[Any],
-    config: Config,
     *,
-    mask: Callable[[Any], Mask] | None,
-    key: PRNGKeyArray,
-    progress: bool | None,
-) -> tuple[Plan, dict[str, Statistics]]:
-    """Runs the float model over ``batches`` (any iterable, consumed once).
+    model: nn.Module | None = None,
+    config: Config | None = None,
+    mask: Callable[[Any], Mask] | None = None,
+    key: PRNGKeyArray | None = None,
+    progress: bool | None = None,
+    full: bool = True,
+) -> Calibration:
+    """Runs the float model over ``batches``, once, for any number of `wush_jax.quantize` calls.
 
-    Without a model, each batch maps module paths to those modules' inputs.
+        calibration = wush_jax.calibrate(params, batches, model=model)
+        wush_jax.quantize(params, calibration, config=wush_jax.Config(solver="gptq"))
 
-    Returns:
-      The plan, and for each group of layers that share an input its leader's path -> statistics.
+    Args:
+      params, batches, model, mask, key, progress: as `wush_jax.quantize` takes them.
+      config: which layers (its rules), and how many sample tokens.
+      full: keep K x K numbers an input, which serve every configuration; else what ``config``
+        itself needs.
 
     Raises:
       ValueError: no batch; a kernel in the params that no batch reached and no rule skips;
         a K that does not split into blocks; NaN or Inf on the way.
     """
+    config = Config() if config is None else config
+    key = jax.random.split(jax.random.key(0) if key is None else key)[0]
+    variables = trees.plain(params if is_variables(params) else {"params": params})
     planned = Plan(config)
+    found_in: dict[Any, Mapping[str, Layer]] = {}
     statistics: dict[str, Statistics] = {}
     observers: dict[Any, Observe] = {}  # one compiled function per shape of batch and grouping
     for i, batch in enumerate(track(batches, "calibrating", progress)):
@@ -58,7 +69,8 @@ def calibrate(
                 found = planned.reached(model, variables, batch)
         planned.add(found)
         if signature not in observers:
-            observers[signature] = _observer(model, variables, planned, found)
+            found_in[signature] = found
+            observers[signature] = _observer(model, variables, planned, found, full)
         tokens = None if mask is None else mask(batch)
         batch_key = jax.random.fold_in(key, i)
         for j, (path, seen) in enumerate(observers[signature](batch, tokens).items()):
@@ -68,26 +80,12 @@ def calibrate(
     if not observers:
         raise ValueError("calib_batches is empty: calibration needs at least one batch")
     planned.close(variables["params"])
-    _check_kernels(planned, variables["params"])
     sound = jax.device_get(_all_sound({p: s.moments for p, s in statistics.items()}))
     for leader in planned.groups():
         if not sound[leader]:
             moments.check(statistics[leader].moments, leader)
-    return planned, statistics
-
-
-def _check_kernels(planned: Plan, params: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the first module to be quantized whose kernel is not finite."""
-    kernels = trees.kernel_paths(params)
-    finite = jax.device_get(_all_finite({path: kernels[path] for path in planned.layers}))
-    for path, good in finite.items():
-        if not good:
-            raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
-
-
-@jax.jit
-def _all_finite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: jnp.isfinite(array).all() for name, array in arrays.items()}
+    found = tuple(found_in.values())
+    return Calibration(found, frozenset(planned.called), statistics, dict(planned.leaders))
 
 
 @jax.jit
@@ -109,9 +107,14 @@ def _observer(
     variables: Mapping[str, Any],
     planned: Plan,
     found: Mapping[str, Layer],
+    full: bool,
 ) -> Observe:
     """A compiled function: a batch and its mask -> observations of the groups' leaders."""
-    blocks = {p: planned.configs[p].block for p in planned.groups() if p in found}
+    blocks = {}
+    for path in planned.groups():
+        if path in found:
+            features = found[path].features
+            blocks[path] = features if full else planned.configs[path].moment_block(features)
     sample = planned.config.sample_tokens
 
     @jax.jit

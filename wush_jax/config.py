@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
+from wush_jax import candidates as candidates_lib
 from wush_jax import hadamard, transforms
 from wush_jax.formats import Format, get_format
 
@@ -17,12 +18,17 @@ class LayerConfig:
     Attributes:
       format: weights' number format.
       act_format: activations' number format; None keeps them in floating point (weight-only).
-      transform: one of `wush_jax.transforms.NAMES`.
+      transform: one of `wush_jax.transforms.NAMES`, or "auto" before one is chosen.
       block: D, the transform's block size.
       strength: exponent of Λ in WUS and WUSH, 0 to 1.
       damping: share of the mean diagonal added to both second moments.
       pad: whether a K that the blocks do not divide is padded with zero features.
       gauges: how many equivalent transforms the quantizer chooses from, see `wush_jax.gauge`.
+      solver: "rtn" or "gptq".
+      scale_search: whether each group's scale is the best of several, `solvers.scale_search`.
+      objective: "WA" or "W", see `wush_jax.objective`.
+      refine: passes of `solvers.refine` after GPTQ.
+      candidates: what transform "auto" chooses from, see `wush_jax.candidates`.
     """
 
     format: Format
@@ -33,6 +39,19 @@ class LayerConfig:
     damping: float
     pad: bool
     gauges: int
+    solver: str = "rtn"
+    scale_search: bool = False
+    objective: str = "WA"
+    refine: int = 0
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> int:
+        """Features in the smallest piece of whole blocks and groups."""
+        groups = [self.block, self.format.group_size]
+        if self.act_format is not None:
+            groups.append(self.act_format.group_size)
+        return max(groups)  # all are powers of two
 
     def padded(self, features: int, path: str) -> int:
         """K after padding to whole blocks and groups.
@@ -40,10 +59,7 @@ class LayerConfig:
         Raises:
           ValueError: K does not fit and ``pad`` is off.
         """
-        groups = [self.block, self.format.group_size]
-        if self.act_format is not None:
-            groups.append(self.act_format.group_size)
-        unit = max(groups)  # all are powers of two
+        unit = self.unit
         if features % unit and not self.pad:
             raise ValueError(
                 f"{path}: K={features} in-features do not split into blocks of {unit} (transform "
@@ -52,7 +68,32 @@ class LayerConfig:
             )
         return -(-features // unit) * unit
 
+    def moment_block(self, features: int) -> int:
+        """How much of E[x xᵀ] is needed: blocks of so many features, K for all of it."""
+        if self.solver == "gptq":
+            return features
+        widest = max((c.block for c in candidates_lib.parse_all(self.candidates)), default=0)
+        if self.scale_search or self.transform == "auto":
+            return max(self.unit, widest if features % max(widest, 1) == 0 else 0)
+        return self.block
 
+
+DEFAULT_CANDIDATES = (
+    "hadamard",
+    "identity",
+    "diagonal_hadamard",
+    "wus",
+    "wush",
+    "wush@0.75",
+    "hadamard-128",
+    "wush-128",
+    "wush-128@0.75",
+)
+_CHOICES = {
+    "transform": (*transforms.NAMES, "auto"),
+    "solver": ("rtn", "gptq"),
+    "objective": ("WA", "W"),
+}
 _LAYER_OPTIONS = (
     "format",
     "act_format",
@@ -63,6 +104,10 @@ _LAYER_OPTIONS = (
     "damping",
     "pad",
     "gauges",
+    "scale_search",
+    "objective",
+    "refine",
+    "candidates",
 )
 
 
@@ -107,11 +152,20 @@ class Config:
     Attributes:
       format: "mxfp4", "nvfp4", "int4", "int8", with a scale rule after a slash ("mxfp4/ocp").
       act_format: the activations' format; "same" as the weights, or None for weight-only.
-      transform: "wush", "wus", "hadamard", "diagonal_hadamard", "diagonal", "random", "identity".
+      transform: "wush", "wus", "hadamard", "diagonal_hadamard", "diagonal", "random", "identity";
+        or "auto", per layer the one of ``candidates`` with the least output error on held-back
+        tokens.
       transform_block: D, a power of two from 2 to 128 and up; None takes the format's group size.
       strength: WUSH's exponent, T ∝ Λ^(-strength/4).
-      solver: "rtn", round to nearest.
-      scale_search: search the weights' group scales; not in this version.
+      solver: "rtn", round to nearest; "gptq", whose roundings make up for one another: more
+        accurate, slower to quantize, K x K numbers an input in calibration, and no cost at
+        inference.
+      scale_search: choose each weight group's scale among several by what it does to the output.
+      objective: what scale search and GPTQ minimise: "WA" reckons with the rounding of activations
+        too, "W" (arXiv 2512.00956) does not. The same for weight-only.
+      refine: passes of coordinate descent after GPTQ.
+      candidates: what transform "auto" chooses from: names, with D and strength where they are not
+        the defaults ("wush-128", "wush-128@0.75").
       damping: share of the mean diagonal added to both second moments.
       share_inputs: layers that read the very same array share one transform.
       rules: tried in order, first match wins; `DEFAULT_RULES` (output heads stay float) follow.
@@ -132,15 +186,17 @@ class Config:
     rules: tuple[Rule, ...] = ()
     pad: bool = False
     gauges: int = 16
-    sample_tokens: int = 256
+    objective: Literal["WA", "W"] = "WA"
+    refine: int = 4
+    candidates: tuple[str, ...] = DEFAULT_CANDIDATES
+    sample_tokens: int = 512
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "candidates", tuple(self.candidates))
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise ValueError(f"rules holds {rule!r}; each one must be a wush_jax.Rule")
-        if self.scale_search:
-            raise NotImplementedError("scale_search=True: this version has no scale search")
         if self.sample_tokens < 1:
             raise ValueError(f"sample_tokens={self.sample_tokens}; keep at least one token")
         self.layer()  # refuses bad values now rather than after calibration
@@ -152,23 +208,22 @@ class Config:
 
         Raises:
           ValueError: an unknown name or a value out of range.
-          NotImplementedError: a solver that this version lacks.
         """
         options = {name: getattr(self, name) for name in _LAYER_OPTIONS}
         options |= dict(rule.options) if rule is not None else {}
-        if options["solver"] == "gptq":
-            raise NotImplementedError("solver='gptq': this version has 'rtn' alone")
-        if options["solver"] != "rtn":
-            raise ValueError(f"unknown solver {options['solver']!r}; there is 'rtn'")
-        if options["transform"] not in transforms.NAMES:
-            raise ValueError(
-                f"unknown transform {options['transform']!r}; "
-                f"there are {', '.join(transforms.NAMES)}"
-            )
+        for name, known in _CHOICES.items():
+            if options[name] not in known:
+                raise ValueError(f"unknown {name} {options[name]!r}; there are {', '.join(known)}")
         if not 0 <= options["strength"] <= 1:
             raise ValueError(f"strength={options['strength']}; it lies between 0 and 1")
         if not options["damping"] >= 0:
             raise ValueError(f"damping={options['damping']}; it is zero or positive")
+        if options["refine"] < 0:
+            raise ValueError(f"refine={options['refine']} passes; zero or more")
+        auto = options["transform"] == "auto"
+        candidates = tuple(options["candidates"]) if auto else ()
+        if auto and not candidates_lib.parse_all(candidates):  # refuses what it cannot read
+            raise ValueError("transform='auto' needs candidates to choose from; there are none")
         if options["gauges"] < 1:
             raise ValueError(f"gauges={options['gauges']}; at least 1 (the transform as it is)")
         weight_format = get_format(options["format"])
@@ -189,4 +244,9 @@ class Config:
             damping=options["damping"],
             pad=options["pad"],
             gauges=options["gauges"],
+            solver=options["solver"],
+            scale_search=bool(options["scale_search"]),
+            objective=options["objective"],
+            refine=options["refine"],
+            candidates=candidates,
         )

@@ -45,7 +45,7 @@ def fit(
     """The transform for layers that read one input, fitted on all their kernels' outputs together.
 
     Args:
-      seen: moments of the input, total [C, D, D].
+      seen: moments of the input in blocks of D or more, see `moments.diagonal_blocks`.
       rows, valid: sample tokens of the input.
       kernels: float kernels [K, N_i].
     """
@@ -74,13 +74,15 @@ def _block_moments(
     shares = [moments.weight_moment(w, block) * (w.shape[1] / outputs) for w in padded]
     sw = jnp.sum(jnp.stack(shares), axis=0)
 
+    sx = moments.diagonal_blocks(moments.second_moment(seen), block, features)
+
     def chunked(s: Blocks) -> Blocks:
         blocks = features // block
         total = blocks + -blocks % _CHUNK
         s = jnp.pad(s, ((0, total - s.shape[0]), (0, 0), (0, 0)))
         return s.reshape(-1, _CHUNK, block, block)
 
-    return chunked(moments.second_moment(seen)), chunked(sw), padded
+    return chunked(sx), chunked(sw), padded
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -125,6 +125,34 @@ def second_moment(moments: Moments) -> Float[Array, "*batch C D D"]:
     return (mean + mean.mT) / 2
 
 
+def diagonal_blocks(
+    moment: Float[Array, "C B B"], block: int, features: int
+) -> Float[Array, "E D D"]:
+    """The diagonal blocks of D of a second moment in blocks of B, for K = ``features``.
+
+    Args:
+      moment: [C, B, B]; one block (the full moment) may be smaller than ``features``, and so may
+        several be fewer: zeros stand for what is missing (padded features).
+      block: D, at most B and a divisor of it, or of ``features`` where C is 1.
+
+    Raises:
+      ValueError: the moment's blocks are smaller than D, or do not split.
+    """
+    count, size = moment.shape[:2]
+    if count == 1:
+        missing = max(features - size, 0)
+        moment = jnp.pad(moment, ((0, 0), (0, missing), (0, missing)))
+        size += missing
+    if size % block:
+        raise ValueError(
+            f"second moments in blocks of {size} hold no blocks of {block}: calibrate anew, with "
+            "full moments (full=True)"
+        )
+    parts = moment.reshape(count, size // block, block, size // block, block)
+    blocks = jnp.einsum("cidie->cide", parts).reshape(-1, block, block)
+    return jnp.pad(blocks, ((0, features // block - len(blocks)), (0, 0), (0, 0)))
+
+
 def weight_moment(kernel: Float[Array, "K N"], block: int) -> Float[Array, "C D D"]:
     """Sw = W_b W_bᵀ / N per block of D rows of a kernel [K, N] (DESIGN: over all N outputs).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from wush_jax import exponents, hadamard, solve, stacking, trees
+from wush_jax import exponents, hadamard, measure, solve, stacking, trees
+from wush_jax.auto import choose_transform
 from wush_jax.calibrate import calibrate
+from wush_jax.calibration import Calibration
 from wush_jax.config import Config, LayerConfig
 from wush_jax.contraction import kernel_to_matrix
 from wush_jax.exponents import Held, Range
@@ -21,17 +24,17 @@ from wush_jax.fit import fit
 from wush_jax.flax.discover import Layer
 from wush_jax.flax.linen import is_variables
 from wush_jax.kernel import QuantizedKernel
-from wush_jax.moments import Mask
+from wush_jax.moments import Mask, second_moment
 from wush_jax.plan import Plan
 from wush_jax.progress import track
-from wush_jax.report import LayerReport, Report
+from wush_jax.report import LayerReport, Report, transform_cost
 from wush_jax.sharding import place
 from wush_jax.statistics import Statistics
 
 
 def quantize(
     params: Mapping[str, Any],
-    calib_batches: Iterable[Any],
+    calib_batches: Iterable[Any] | Calibration,
     *,
     model: nn.Module | None = None,
     config: Config | None = None,
@@ -52,6 +55,7 @@ def quantize(
       calib_batches: any iterable, consumed once. With ``model``, each batch is what the model
         takes: a tuple of positional arguments, a mapping of keyword arguments, or the one argument.
         Without, each batch maps a module path ("layer_0/mlp/up") to that module's input [..., K].
+        Or the result of `wush_jax.calibrate`, which is not consumed.
       model: the Flax Linen model.
       config: what to do; the default is MXFP4 weights and activations, WUSH, round to nearest.
       mask: from a batch to an array, non-zero where a token counts ([batch, length]); it applies
@@ -72,17 +76,35 @@ def quantize(
     config = Config() if config is None else config
     key = jax.random.key(0) if key is None else key
     variables = trees.plain(params if is_variables(params) else {"params": params})
-    sample_key, draw_key = jax.random.split(key)
-    planned, statistics = calibrate(
-        model, variables, calib_batches, config, mask=mask, key=sample_key, progress=progress
-    )
+    draw_key = jax.random.split(key)[1]
+    if isinstance(calib_batches, Calibration):
+        calibration = calib_batches
+    else:
+        calibration = calibrate(
+            params,
+            calib_batches,
+            model=model,
+            config=config,
+            mask=mask,
+            key=key,
+            progress=progress,
+            full=False,
+        )
+    planned = calibration.plan(config, variables["params"])
+    statistics, sources = dict(calibration.statistics), calibration.sources
+    del calibration  # an own one's statistics go, input by input, as their layers are done
 
     kernels = trees.kernel_paths(variables["params"])
+    _check_kernels(planned, kernels)
     replaced: dict[str, QuantizedKernel] = {}
     rows: list[LayerReport] = []
     groups = planned.groups()
+    users = collections.Counter(sources[leader] for leader in groups)
     for i, leader in enumerate(track(list(groups), "quantizing", progress)):
-        seen, group_key = statistics.pop(leader), jax.random.fold_in(draw_key, i)
+        seen, group_key = statistics[sources[leader]], jax.random.fold_in(draw_key, i)
+        users[sources[leader]] -= 1
+        if not users[sources[leader]]:
+            del statistics[sources[leader]]
         solved = _solve_group(leader, groups[leader], kernels, planned, seen, group_key)
         for path, (quantized, reports) in solved.items():
             replaced[path] = place(quantized, kernels[path], planned.layers[path], path)
@@ -98,6 +120,19 @@ def quantize(
     return (out, report) if return_report else out
 
 
+def _check_kernels(planned: Plan, kernels: Mapping[str, Array]) -> None:
+    """Raises ValueError naming the first module to be quantized whose kernel is not finite."""
+    finite = jax.device_get(_all_finite({path: kernels[path] for path in planned.layers}))
+    for path, good in finite.items():
+        if not good:
+            raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
+
+
+@jax.jit
+def _all_finite(arrays: dict[str, Array]) -> dict[str, Array]:
+    return {name: jnp.isfinite(array).all() for name, array in arrays.items()}
+
+
 def _solve_group(
     leader: str,
     members: list[str],
@@ -107,9 +142,12 @@ def _solve_group(
     key: PRNGKeyArray,
 ) -> dict[str, tuple[QuantizedKernel, list[LayerReport]]]:
     """Quantizes the layers that share one transform; one slice of a stack (or expert) at a time."""
-    config = planned.configs[leader]
     lead = seen.moments.count.shape  # [*stack, *batch]
     matrices = {p: slices(kernels[p], planned.layers[p], lead) for p in members}
+    config, scores = planned.configs[leader], {}
+    if config.transform == "auto":
+        config, scores = choose_transform(seen, list(matrices.values()), config, key)
+        planned.configs.update(dict.fromkeys(members, config))
     solutions: dict[str, list[solve.Solved]] = {p: [] for p in members}
     reports: dict[str, list[LayerReport]] = {p: [] for p in members}
     for i, index in enumerate(itertools.product(*map(range, lead))):
@@ -123,10 +161,13 @@ def _solve_group(
             jax.random.fold_in(key, i),
             config,
         )
+        moment = second_moment(here.moments)
         for path, kernel in group.items():
-            solved = solve.solve(kernel, fitted.transform.forward, here.rows, here.valid, config)
+            solved = solve.solve(
+                kernel, fitted.transform.forward, moment, here.rows, here.valid, config
+            )
             identity, plain_hadamard = (
-                solve.orthogonal_error(kernel, t, here.rows, here.valid, config)
+                measure.orthogonal_error(kernel, t, here.rows, here.valid, config)
                 for t in map(jnp.asarray, (np.eye(config.block), hadamard.matrix(config.block)))
             )
             solutions[path].append(solved)
@@ -149,6 +190,10 @@ def _solve_group(
                     condition=float(fitted.condition.max()),
                     weight_span=float(solved.measured.weight_span),
                     act_span=float(solved.measured.act_span),
+                    strength=config.strength,
+                    solver=config.solver + ("+search" if config.scale_search else ""),
+                    online=transform_cost(config, [k.shape[1] for k in group.values()]),
+                    candidates=scores,
                 )
             )
     held = _exponents(solutions, config)

@@ -6,14 +6,16 @@ import dataclasses
 import json
 import math
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from wush_jax.config import LayerConfig, Rule
 from wush_jax.files import write_atomically
 
 
@@ -32,6 +34,10 @@ class LayerReport:
       error_identity, error_hadamard: the same with those transforms and RTN.
       condition: largest cond(T) of its blocks.
       weight_span, act_span: log2 of the largest over the smallest group scale, weights and sample.
+      strength: as configured, or chosen.
+      solver: "rtn", "gptq", with "+search" for a scale search.
+      online: see `transform_cost`.
+      candidates: for transform "auto", each one's score (`wush_jax.auto`); the least was chosen.
     """
 
     path: str
@@ -50,6 +56,10 @@ class LayerReport:
     condition: float
     weight_span: float
     act_span: float
+    strength: float = 1.0
+    solver: str = "rtn"
+    online: float = 0.0
+    candidates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +81,26 @@ class Report:
         values = [max(getattr(layer, field), 1e-30) for layer in self.layers]
         return math.exp(sum(map(math.log, values)) / len(values))
 
+    def rules(self) -> tuple[Rule, ...]:
+        """Rules that repeat the transforms of this run, those that "auto" chose among them."""
+        chosen = {re.sub(r"(\[.*\])$", "", layer.path): layer for layer in self.layers}
+        return tuple(
+            Rule(
+                f"^{re.escape(path)}$",
+                transform=layer.transform,
+                transform_block=layer.block,
+                strength=layer.strength,
+            )
+            for path, layer in chosen.items()
+        )
+
     def table(self) -> Table:
         """A rich table, one row a layer."""
         table = Table(title="Relative output error per layer, on sample calibration tokens")
         table.add_column("layer", no_wrap=True)
         for name in ("K x N", "format", "transform", "tokens", "J", "error", "/ identity"):
             table.add_column(name, justify="right")
-        for name in ("/ hadamard", "cond(T)", "span W", "span x"):
+        for name in ("/ hadamard", "online", "cond(T)", "span W", "span x"):
             table.add_column(name, justify="right")
         for row in self.layers:
             table.add_row(
@@ -90,6 +113,7 @@ class Report:
                 f"{row.error:.5f}",
                 _ratio(row.error, row.error_identity),
                 _ratio(row.error, row.error_hadamard),
+                f"+{100 * row.online:.1f} %",
                 f"{row.condition:.1f}",
                 f"{row.weight_span:.1f}",
                 f"{row.act_span:.1f}",
@@ -97,7 +121,8 @@ class Report:
         table.caption = (
             f"geometric mean {self.mean_error():.5f}, identity "
             f"{self.mean_error('error_identity'):.5f}, Hadamard "
-            f"{self.mean_error('error_hadamard'):.5f}; ↑ shares the transform above"
+            f"{self.mean_error('error_hadamard'):.5f}; ↑ shares the transform above; "
+            "online: the transform's multiplications beside the product's"
         )
         return table
 
@@ -138,6 +163,16 @@ class Report:
                 UserWarning,
                 stacklevel=3,
             )
+
+
+def transform_cost(config: LayerConfig, outputs: Sequence[int]) -> float:
+    """Multiplications of the online transform, as a share of the products that follow it.
+
+    Each of K features takes D of them for the transform, once for all layers that share it, and N
+    for each layer's product: D / ΣN. The identity takes none; Hadamard, by additions, log2 D.
+    """
+    work = {"identity": 0, "hadamard": config.block.bit_length() - 1}
+    return work.get(config.transform, config.block) / sum(outputs)
 
 
 def _ratio(a: float, b: float) -> str:

@@ -8,37 +8,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from wush_jax import exponents, formats, ops, reference
+from wush_jax import exponents, formats, measure, moments, ops, reference
 from wush_jax.config import LayerConfig
 from wush_jax.fit import padded_kernel
-from wush_jax.formats import Format
 from wush_jax.kernel import QuantizedKernel
-from wush_jax.solvers.rtn import Solution, rtn
-from wush_jax.statistics import pad_features
+from wush_jax.measure import Measured
+from wush_jax.objective import Objective, noise, objective, rotated_moment
+from wush_jax.solvers.minimise import minimise
+from wush_jax.solvers.rtn import Solution, transformed_weights
 from wush_jax.transforms import Blocks
-
-# NVIDIA's two-level recipe derives the activations' global scale from their largest magnitude. At
-# inference it is static, taken from calibration, so leave room for what calibration did not see:
-# E4M3 scales have 15 octaves of normal numbers, three of them cost nothing.
-ACTIVATION_HEADROOM = 8.0
-
-
-class Measured(NamedTuple):
-    """What the sample tokens show of a solution.
-
-    Attributes:
-      error: ‖y - xW‖² / ‖xW‖².
-      weight_span, act_span: log2 of the largest over the smallest non-zero group scale.
-      weight_range, act_range: int32 [2], see `exponents.Range`; zeros where the format has none.
-    """
-
-    error: Float[Array, ""]
-    weight_span: Float[Array, ""]
-    act_span: Float[Array, ""]
-    weight_range: Int[Array, " 2"]
-    act_range: Int[Array, " 2"]
 
 
 class Solved(NamedTuple):
@@ -49,46 +29,10 @@ class Solved(NamedTuple):
     measured: Measured
 
 
-def orthogonal_error(
-    kernel: Float[Array, "K N"],
-    t: Float[Array, "D D"],
-    rows: Float[Array, "S K"],
-    valid: Bool[Array, " S"],
-    config: LayerConfig,
-) -> Float[Array, ""]:
-    """What RTN would measure with one orthogonal T (identity, Hadamard) for every block."""
-    return _orthogonal_error(kernel, t, rows, valid, _arithmetic(config, "identity"))
-
-
-def _arithmetic(config: LayerConfig, transform: str) -> LayerConfig:
-    """``config`` without what a compiled function does not look at, so that fewer are compiled."""
-    return dataclasses.replace(config, transform=transform, strength=1.0, damping=0.0, gauges=1)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _orthogonal_error(
-    kernel: Array, t: Array, rows: Array, valid: Array, config: LayerConfig
-) -> Array:
-    padded = config.padded(kernel.shape[0], "kernel")
-
-    def rotate(x: Float[Array, "R K"]) -> Array:
-        blocks = pad_features(x, padded).reshape(x.shape[0], -1, config.block)
-        return jnp.matmul(blocks, t.T, precision="highest").reshape(x.shape[0], padded)
-
-    x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
-    w = kernel.astype(jnp.float32)
-    rotated = rotate(x)
-    if config.act_format is not None:
-        scale = _act_global_scale(rotated, config.act_format, config.format).reshape(())
-        rotated = formats.fake_quantize(rotated, config.act_format, global_scale=scale)
-    weights = formats.fake_quantize(rotate(w.T), config.format)
-    y = jnp.matmul(rotated, weights.T, precision="highest")
-    return _relative_error(y, jnp.matmul(x, w, precision="highest"))
-
-
 def solve(
     kernel: Float[Array, "K N"],
     forward: Blocks,
+    moment: Float[Array, "C B B"],
     rows: Float[Array, "S K"],
     valid: Bool[Array, " S"],
     config: LayerConfig,
@@ -96,37 +40,88 @@ def solve(
     """Quantizes a kernel with a fitted transform and measures it on sample tokens.
 
     The error is the true quantizer's, activations included, in float32.
+
+    Args:
+      kernel: [K, N], K not padded.
+      forward: T, float32 [C, D, D], of the padded K.
+      moment: E[x xᵀ] in blocks of `LayerConfig.moment_block`; not looked at by plain rounding.
+      rows, valid: sample tokens.
     """
     unstored = config.transform in ("identity", "hadamard")
     name = config.transform if unstored else "wush"  # all stored ones run the same code
-    return _solve(kernel, forward, rows, valid, _arithmetic(config, name))
+    if config.solver == "rtn" and not config.scale_search:
+        return _solve(kernel, forward, None, rows, valid, measure.rounding_only(config, name))
+    how = dataclasses.replace(config, transform=name, strength=1.0, gauges=1, candidates=())
+    # XLA's CPU client can deadlock when LAPACK calls queue up behind other work: wait for them.
+    return jax.block_until_ready(_solve(kernel, forward, moment, rows, valid, how))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _solve(
-    kernel: Array, forward: Blocks, rows: Array, valid: Array, config: LayerConfig
+    kernel: Array,
+    forward: Blocks,
+    moment: Array | None,
+    rows: Array,
+    valid: Array,
+    config: LayerConfig,
 ) -> Solved:
     x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
     padded = config.padded(kernel.shape[0], "kernel")
-    solution = rtn(padded_kernel(kernel, padded), forward, config)
-    probe = as_kernel(solution, None, kernel.shape, config)
-    rotated = reference.rotate(x, solution.transform, probe)
+    a, stored = transformed_weights(padded_kernel(kernel, padded), forward, config.transform)
+    probe = _probe(stored, kernel.shape, padded, config)
+    rotated = reference.rotate(x, stored, probe)
     act_global, act_span, act_range = None, jnp.zeros(()), exponents.of_values(rotated)
     if config.act_format is not None:
-        act_global = _act_global_scale(rotated, config.act_format, config.format)
+        act_global = measure.act_global_scale(rotated, config.act_format, config.format)
         encoded = formats.quantize(rotated, config.act_format, global_scale=act_global.reshape(()))
-        act_span = _span(encoded.scales, encoded.codes, config.act_format)
-        act_range = _range(encoded.scales, encoded.codes, config.act_format)
+        act_span = measure.span(encoded.scales, encoded.codes, config.act_format)
+        act_range = measure.exponent_range(encoded.scales, encoded.codes, config.act_format)
+    wanted = None
+    if moment is not None:
+        t = forward if stored is None else stored.astype(jnp.float32)
+        wanted = _objective(a, t, moment, rotated, act_global, valid, padded, config)
+    solution = minimise(a, stored, wanted, config)
     y = ops.linear(x, as_kernel(solution, act_global, kernel.shape, config), implementation="xla")
     exact = jnp.matmul(x, kernel.astype(jnp.float32), precision="highest")
+
     measured = Measured(
-        _relative_error(y, exact),
-        _span(solution.scales, solution.codes, config.format),
+        measure.relative_error(y, exact),
+        measure.span(solution.scales, solution.codes, config.format),
         act_span,
-        _range(solution.scales, solution.codes, config.format),
+        measure.exponent_range(solution.scales, solution.codes, config.format),
         jnp.asarray(act_range),
     )
     return Solved(solution, act_global, measured)
+
+
+def _objective(
+    a: Float[Array, "K N"],
+    t: Blocks,
+    moment: Float[Array, "C B B"],
+    rotated: Float[Array, "S K"],
+    act_global_scale: Array | None,
+    valid: Bool[Array, " S"],
+    padded: int,
+    config: LayerConfig,
+) -> Objective:
+    block = padded if config.solver == "gptq" else config.moment_block(padded)
+    blocks = moments.diagonal_blocks(moment, block, padded)
+    activations = None
+    if act_global_scale is not None and config.objective == "WA":
+        assert config.act_format is not None
+        scale = act_global_scale.reshape(())
+        rounded = formats.fake_quantize(rotated, config.act_format, global_scale=scale)
+        activations = noise(rotated, rounded, valid.sum(), block)
+    return objective(a, rotated_moment(blocks, t), activations, config.damping)
+
+
+def _probe(
+    stored: Array | None, shape: tuple[int, ...], padded: int, config: LayerConfig
+) -> QuantizedKernel:
+    """A kernel without weights: `reference.rotate` looks at its transform and sizes alone."""
+    codes = jnp.zeros((0, padded // 2 if config.format.packed else padded), jnp.uint8)
+    empty = Solution(codes, codes, jnp.zeros((1, 1)), stored)
+    return as_kernel(empty, None, shape, config)
 
 
 def as_kernel(
@@ -148,37 +143,3 @@ def as_kernel(
         roles="kn",
         dtype="float32",
     )
-
-
-def _act_global_scale(
-    rotated: Float[Array, "S K"], act_format: Format, fmt: Format
-) -> Float[Array, "1 1"]:
-    """The activations' multiplier: the formats' constant, or from the sample's largest value."""
-    constant = formats.activation_scale(act_format, fmt)
-    if constant is not None:
-        return jnp.full((1, 1), constant, jnp.float32)
-    return (ACTIVATION_HEADROOM * formats.data_global_scale(rotated, act_format)).reshape(1, 1)
-
-
-def _span(scales: Array, codes: Array, fmt: Format) -> Float[Array, ""]:
-    """log2(largest / smallest) of the scales of non-zero groups; 0 if there is none."""
-    values = formats.scales_to_values(scales, fmt)
-    elements = formats.codes_to_values(codes, fmt).reshape(*scales.shape, fmt.group_size)
-    used = (values > 0) & (elements != 0).any(-1)
-    exponents = jnp.log2(jnp.where(used, values, 1))
-    top = jnp.max(jnp.where(used, exponents, -jnp.inf))
-    bottom = jnp.min(jnp.where(used, exponents, jnp.inf))
-    return jnp.where(used.any(), top - bottom, 0.0)
-
-
-def _range(scales: Array, codes: Array, fmt: Format) -> Int[Array, " 2"]:
-    """Exponents of the non-zero groups, lowest and highest; zeros for other formats than MXFP4."""
-    if fmt.name != "mxfp4":
-        return jnp.zeros(2, jnp.int32)
-    return jnp.stack(exponents.of_groups(scales, codes, fmt))
-
-
-def _relative_error(y: Array, exact: Array) -> Array:
-    """‖y - exact‖² / ‖exact‖², 0 where both are zero."""
-    signal = jnp.sum(exact**2)
-    return jnp.where(signal > 0, jnp.sum((y - exact) ** 2) / jnp.where(signal > 0, signal, 1), 0)

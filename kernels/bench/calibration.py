@@ -76,15 +76,15 @@ def memory(
     model: nn.Module, variables: Any, batch: text.Batch, config: wush_jax.Config
 ) -> dict[str, int]:
     """Bytes of what calibration keeps from batch to batch, after one batch."""
-    _, statistics = calibrate(
-        model,
+    statistics = calibrate(
         variables,
         [batch],
-        config,
+        model=model,
+        config=config,
         mask=lambda b: b["mask"],
-        key=jax.random.key(0),
         progress=False,
-    )
+        full=False,
+    ).statistics
     moments = [seen.moments for seen in statistics.values()]
     return {
         "inputs": len(moments),

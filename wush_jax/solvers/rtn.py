@@ -10,6 +10,7 @@ from jaxtyping import Array, BFloat16, Float, Num
 
 from wush_jax import formats
 from wush_jax.config import LayerConfig
+from wush_jax.formats import Format
 from wush_jax.transforms import Blocks
 
 
@@ -35,7 +36,14 @@ def rtn(kernel: Float[Array, "K N"], forward: Blocks, config: LayerConfig) -> So
       config: number format and transform name.
     """
     weights, stored = transformed_weights(kernel, forward, config.transform)
-    q = formats.quantize(weights.T, config.format)
+    return round_to_nearest(weights, stored, config.format)
+
+
+def round_to_nearest(
+    a: Float[Array, "K N"], stored: BFloat16[Array, "C D D"] | None, fmt: Format
+) -> Solution:
+    """Transformed weights by the format's own rule."""
+    q = formats.quantize(a.T, fmt)
     return Solution(q.codes, q.scales, q.global_scale.reshape(1, 1), stored)
 
 
