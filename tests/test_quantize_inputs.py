@@ -190,6 +190,11 @@ REFUSED = {
     "rule option": (lambda: Rule("up", fromat="int4"), "fromat"),
     "rule pattern": (lambda: Rule("("), "not a regular expression"),
     "rule value": (lambda: Config(rules=(Rule("up", format="fp5"),)), "mxfp4"),
+    "solver": (lambda: Config(solver="gtpq"), "rtn, gptq"),
+    "objective": (lambda: Config(objective="AW"), "WA, W"),  # type: ignore
+    "candidate": (lambda: Config(transform="auto", candidates=("wsuh-64",)), "wsuh-64"),
+    "candidate's D": (lambda: Config(transform="auto", candidates=("wush-48",)), "48"),
+    "no candidate": (lambda: Config(transform="auto", candidates=()), "there are none"),
     "rule type": (lambda: Config(rules=("up",)), "must be a wush_jax.Rule"),  # type: ignore
 }
 
@@ -199,9 +204,3 @@ def test_refused_with_a_reason(name):
     attempt, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         attempt()
-
-
-@pytest.mark.parametrize("options", [{"solver": "gptq"}, {"scale_search": True}])
-def test_what_this_version_lacks_says_so(options):
-    with pytest.raises(NotImplementedError, match="this version"):
-        Config(**options)

@@ -1,41 +1,29 @@
 """English prose that every machine with Python has: the standard library's own documentation.
 
 Two domains, docstrings and source comments, each split into calibration and evaluation text by
-top-level module, so that no module (and no paragraph) is in both splits. The text depends on the
-Python version, and on nothing else.
+top-level module (`examples.stdlib`), so that no module (and no paragraph) is in both splits.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import hashlib
 import inspect
 import random
-import sysconfig
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Literal, TypedDict
 
 import numpy as np
 from tokenizers import Tokenizer
 
-Split = Literal["calibration", "evaluation"]
+from examples.stdlib import Split, sources, split_of
+
 Domain = Literal["docstrings", "comments"]
 
 MIN_CHARACTERS = 60
 _MIN_PROSE = 0.85  # share of letters and spaces below which a paragraph is code or a table
-_SKIPPED = {
-    "test",
-    "tests",
-    "idlelib",
-    "encodings",
-    "lib-dynload",
-    "site-packages",
-    "dist-packages",
-}
 
 
 class Batch(TypedDict):
@@ -43,24 +31,6 @@ class Batch(TypedDict):
 
     ids: np.ndarray
     mask: np.ndarray
-
-
-def split_of(module: str) -> Split:
-    """The split a module belongs to; a package's modules all go where the package goes."""
-    digest = hashlib.sha256(module.split(".")[0].encode()).digest()
-    return "calibration" if digest[0] < 128 else "evaluation"
-
-
-@functools.cache
-def sources() -> dict[str, Path]:
-    """The standard library's source files by dotted module name, in the order of the names."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = {}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if _SKIPPED.isdisjoint(parts) and all(part.isidentifier() for part in parts):
-            found[".".join(parts)] = path
-    return dict(sorted(found.items()))
 
 
 def _prose(blocks: Iterable[str]) -> Iterator[str]:
