@@ -163,9 +163,7 @@ def test_massive_activations():
         for c in (plain, config):
             fitted = fit.fit(seen, x[:256], valid, [w], jax.random.key(seed), c)
             moment = moments.second_moment(seen)
-            solution = measured(
-                w, fitted.transform.forward, moment, x, jnp.ones(1024, bool), plain
-            )
+            solution = measured(w, fitted.transform.forward, moment, x, jnp.ones(1024, bool), plain)
             losses.append(float(solution.measured.error))
         ratios.append(losses[1] / losses[0])
     assert max(ratios) < 0.97, ratios

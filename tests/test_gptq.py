@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 K, N = 128, 24
 
 
-def data(seed, tokens=512, features=K, outputs=N):
+def data(seed, tokens=512, features=K, outputs=N) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(features, features)) / np.sqrt(features)
     x = rng.normal(size=(tokens, features)) * np.exp(rng.normal(size=features)) @ mix
@@ -53,7 +54,8 @@ def loss(q, w, h):
 def reference(w, h, fmt):
     """arXiv 2210.17323 as it is written, in float64: an inverse and its upper Cholesky factor."""
     fmt = formats.get_format(fmt)
-    size = fmt.group_size
+    size, g = fmt.group_size, fmt.global_scale
+    assert g is not None
     order = np.argsort(-np.diag(h).reshape(-1, size).sum(1), kind="stable")
     order = (order[:, None] * size + np.arange(size)).ravel()
     upper = np.linalg.cholesky(np.linalg.inv(h[order][:, order])).T
@@ -62,9 +64,7 @@ def reference(w, h, fmt):
         scales = formats.quantize(
             jnp.asarray(left[start : start + size].T, jnp.float32), fmt
         ).scales
-        step = (
-            np.asarray(formats.scales_to_values(scales, fmt), np.float64)[:, 0] * fmt.global_scale
-        )
+        step = np.asarray(formats.scales_to_values(scales, fmt), np.float64)[:, 0] * g
         for i in range(start, start + size):
             v = np.asarray(fmt.grid.round(jnp.asarray(left[i] / step, jnp.float32)), np.float64)
             out[i] = v * step
@@ -195,7 +195,7 @@ def test_objective_is_the_mean_squared_output_error():
     tokens, features = 4096, 64
     r = rng.normal(size=(tokens, features)).astype(np.float32)
     r += 10 * rng.normal(size=features)  # the same in every token
-    r = r.astype(np.float32)
+    r: Any = r.astype(np.float32)
     rounded = np.asarray(formats.fake_quantize(r, "mxfp4"))
     a = rng.normal(size=(features, 16)).astype(np.float32)
 
@@ -218,7 +218,7 @@ def test_objective_is_the_mean_squared_output_error():
 
 
 @functools.cache
-def golden(layer):
+def golden(layer) -> tuple[dict[str, Any], dict[str, float]]:
     path = GOLDEN / f"{layer}.npz"
     if not path.exists():
         pytest.skip(f"no golden arrays at {path}")
@@ -253,6 +253,7 @@ def test_golden_losses(fmt, transform, block):
 def golden_loss(arrays, config):
     # all layers in one shape; the mean that damping refers to is then over padding too
     config = dataclasses.replace(config, damping=config.damping * 384 / len(arrays["kernel"]))
+    kernel: Any
     kernel, x = np.pad(arrays["kernel"], ((0, 384 - len(arrays["kernel"])), (0, 0))), arrays["x"]
     features = len(arrays["kernel"])
     h = np.pad(arrays["second_moment"], ((0, 384 - features), (0, 384 - features)))

@@ -6,17 +6,17 @@ for a constant,
 
     tr((Q - A*)ᵀ Ĥ (Q - A*)),    Ĥ = E[x̂ x̂ᵀ],    A* = Ĥ⁻¹ E[x̂ (Tx)ᵀ] A
 
-Rounding errors of different features are all but uncorrelated, and their diagonals say it all, but
-for one case: a massive activation is nearly the same in every token, all its features are rounded the
-same way every time, and δ follows it. So the few directions V that hold most of Tx's power are
-followed exactly, and the rest ε is taken for uncorrelated noise:
+Rounding errors of different features are all but uncorrelated, and their diagonals say it all,
+but for one case: a massive activation is nearly the same in every token, all its features are
+rounded the same way every time, and δ follows it. So the few directions V that hold most of Tx's
+power are followed exactly, and the rest ε is taken for uncorrelated noise:
 
     δ = B Vᵀ Tx + ε,  P = I + B Vᵀ,  n = E[ε²],  m = E[ε Tx]
     Ĥ = P M Pᵀ + diag(n + 2 m),  A* = Ĥ⁻¹ (P M + diag(m)) A
 
-M comes from every calibration token, and only B, n and m from the sample. n damps Ĥ just where, and
-by as much as, the quantizer blurs a feature; A* gives up what the noise drowns out anyway, and makes
-up for the systematic part. Weight-only (or objective "W") Ĥ = M and A* = A.
+M comes from every calibration token, and only B, n and m from the sample. n damps Ĥ just where,
+and by as much as, the quantizer blurs a feature; A* gives up what the noise drowns out anyway, and
+makes up for the systematic part. Weight-only (or objective "W") Ĥ = M and A* = A.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from jaxtyping import Array, Float
 
 from wush_jax.transforms import damp
 
-
 _DIRECTIONS = 4
 _ITERATIONS = 8
 
 
 class Noise(NamedTuple):
-    """How rounding changes transformed activations, x̂ = (I + B Vᵀ) Tx + ε, per block of the moments.
+    """How rounding changes Tx, x̂ = (I + B Vᵀ) Tx + ε, per block of the moments.
 
     Attributes:
       directions: V, float32 [C, B, k], orthonormal: where Tx has most of its power.

@@ -26,7 +26,7 @@ _FACTORS = (1.0, 0.7, 0.77, 0.84, 0.92, 1.08, 1.16)
 
 def candidates(
     groups: Float[Array, "*s G"], fmt: Format, global_scale: Array, search: bool
-) -> Num[Array, R * s]:
+) -> Num[Array, "R ..."]:
     """Stored scales, the rule's first; that alone unless ``search``."""
     rule = formats.quantize(groups, fmt, global_scale=global_scale).scales[..., 0]
     if not search:
