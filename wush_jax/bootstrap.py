@@ -15,17 +15,17 @@ _CHUNK = 4_000_000  # weights held at a time
 
 
 def resample(
-    sums: Float[np.ndarray, "S *columns"], count: int, key: PRNGKeyArray
-) -> Float[np.ndarray, "R *columns"]:
+    sums: Float[np.ndarray, "S ..."], count: int, key: PRNGKeyArray
+) -> Float[np.ndarray, "R ..."]:
     """Totals of ``count`` resamples of S sequences, in float64.
 
     Args:
-      sums: per-sequence sums, float64 [S, *columns].
+      sums: per-sequence sums, float64 [S, ...].
       count: R, how many resamples; 0 gives an empty result.
       key: decides the draws; the same key and S give the same draws for any columns.
 
     Returns:
-      float64 [R, *columns]: each row the sum over S sequences drawn with replacement.
+      float64 [R, ...]: each row the sum over S sequences drawn with replacement.
     """
     sequences = sums.shape[0]
     flat = sums.reshape(sequences, -1)

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from wush_jax import targets as targets_lib
 from wush_jax import trees
 from wush_jax.evaluation import FLOAT, Evaluations, Sums, summarize
 from wush_jax.flax import layers
 from wush_jax.flax.linen import as_variables, is_variables, quantized
 from wush_jax.moments import Mask
 from wush_jax.progress import track
+from wush_jax.targets import Targets
 
 Forward = Callable[[Mapping[str, Any], Any], Array]
 
@@ -32,7 +34,7 @@ def evaluate(
     candidates: Mapping[str, Any],
     batches: Iterable[Any],
     *,
-    targets: Callable[[Any], Int[Array, "B T"]] | None = None,
+    targets: Targets | None = None,
     mask: Callable[[Any], Mask] | None = None,
     bootstrap: int = 1000,
     key: PRNGKeyArray | None = None,
@@ -76,13 +78,12 @@ def forward(model: nn.Module) -> Forward:
     @jax.jit
     def logits(variables: Mapping[str, Any], batch: Any) -> Array:
         with quantized():
-            out = layers.call_model(model, variables, batch)
+            out: Any = layers.call_model(model, variables, batch)
         out = out[0] if isinstance(out, tuple) and out else out
-        shape = getattr(out, "shape", None)
-        if shape is None or len(shape) != 3:
+        if not isinstance(out, jax.Array) or out.ndim != 3:
             raise ValueError(
                 "evaluation needs a model that returns logits [B, T, V], or a tuple with them "
-                f"first; {type(model).__name__} returned {_described(out)}"
+                f"first; {type(model).__name__} returned {targets_lib.described(out)}"
             )
         return out
 
@@ -117,7 +118,7 @@ def sequence_sums(
     variables: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Any]],
     batches: Iterable[Any],
-    targets: Callable[[Any], Int[Array, "B T"]] | None,
+    targets: Targets | None,
     mask: Callable[[Any], Mask] | None,
     progress: bool | None,
 ) -> dict[str, Sums]:
@@ -134,7 +135,7 @@ def sequence_sums(
     for batch in track(batches, "evaluating", progress):
         arrays = jax.tree.map(jnp.asarray, batch)
         reference = run(variables, arrays)
-        wanted, counts = _wanted(batch, reference.shape, targets, mask)
+        wanted, counts = targets_lib.wanted(batch, reference.shape, targets, mask)
         for name in found:
             logits = reference if name == FLOAT else run(others[name], arrays)
             # fetched at once: no more than one batch's logits wait on the device
@@ -186,63 +187,7 @@ def _compare(
     )
 
 
-def _wanted(
-    batch: Any,
-    shape: tuple[int, ...],
-    targets: Callable[[Any], Int[Array, "B T"]] | None,
-    mask: Callable[[Any], Mask] | None,
-) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-    """What each position should predict, and where that counts; zero where it does not."""
-    if targets is None:
-        tokens = _first_tokens(batch)
-        counts = _counts(tokens.shape, mask, batch)
-        counts = counts & np.roll(counts, -1, axis=1)
-        counts[:, -1:] = False
-        wanted = np.roll(tokens, -1, axis=1)
-    else:
-        wanted = np.asarray(targets(batch))
-        counts = _counts(wanted.shape, mask, batch)
-    if wanted.shape != shape[:2] or not np.issubdtype(wanted.dtype, np.integer):
-        raise ValueError(
-            f"the targets are {wanted.dtype} {wanted.shape}; logits {shape} take integers "
-            f"{shape[:2]} (pass targets=, a function from a batch to them)"
-        )
-    wanted = np.where(counts, wanted, 0)
-    if (wanted < 0).any() or (wanted >= shape[-1]).any():
-        raise ValueError(
-            f"targets run from {wanted.min()} to {wanted.max()}; logits {shape} have a vocabulary "
-            f"of {shape[-1]} (mask positions that predict nothing)"
-        )
-    return wanted.astype(np.int32), counts
-
-
-def _counts(
-    shape: tuple[int, ...], mask: Callable[[Any], Mask] | None, batch: Any
-) -> Bool[np.ndarray, "B T"]:
-    kept = np.ones(shape, bool) if mask is None else np.asarray(mask(batch)) != 0
-    if kept.shape != shape:
-        raise ValueError(f"the mask has shape {kept.shape}; the tokens' shape is {shape}")
-    return kept
-
-
-def _first_tokens(batch: Any) -> Int[np.ndarray, "B T"]:
-    # a mapping's own order, which jax.tree would sort
-    arrays = list(batch.values()) if isinstance(batch, Mapping) else batch
-    for array in jax.tree.leaves(arrays):
-        if jnp.issubdtype(jnp.result_type(array), jnp.integer) and jnp.ndim(array) == 2:
-            return np.asarray(array)
-    raise ValueError(
-        f"the batch holds {_described(arrays)} but no integers [B, T] to take next tokens from; "
-        "pass targets=, a function from a batch to the tokens to predict"
-    )
-
-
 def _joined(parts: list[_BatchSums]) -> Sums:
     names = ("tokens", "nll", "kl", "top1")
     columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     return Sums(*(np.asarray(column, np.float64) for column in columns))
-
-
-def _described(tree: Any) -> str:
-    leaves = [f"{x.dtype} {tuple(x.shape)}" for x in jax.tree.leaves(tree) if hasattr(x, "shape")]
-    return ", ".join(leaves) or type(tree).__name__

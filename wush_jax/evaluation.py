@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
+from rich.markup import escape
 from rich.table import Table
 
 from wush_jax import tables
@@ -141,7 +142,7 @@ class Evaluations(Mapping[str, Evaluation]):
                 cell = tables.plus_minus(scale * value, scale * error) + unit
                 bold = name != FLOAT and len(others) > 1 and sign * value == best[field]
                 cells.append(f"[bold]{cell}[/bold]" if bold else cell)
-            table.add_row(name, cells[0], *(["-"] * 4 if name == FLOAT else cells[1:]))
+            table.add_row(escape(name), cells[0], *(["-"] * 4 if name == FLOAT else cells[1:]))
         count = len(next(iter(self.resampled.values())))
         table.caption = f"± standard error, {count} bootstrap resamples of whole sequences"
         return table
@@ -202,19 +203,21 @@ def _evaluation(
         fields[metric] = float(_metric(totals, metric))
         fields[f"{metric}_se"] = standard_error(_metric(resampled[name], metric))
     delta, delta_se = _difference(sums, resampled, name, FLOAT, "loss")
-    ratio = np.exp(_metric(resampled[FLOAT], "loss") - _metric(resampled[name], "loss"))
+    with np.errstate(over="ignore"):
+        recovery = 100 * np.exp(-np.float64(delta))
+        ratio = np.exp(_metric(resampled[FLOAT], "loss") - _metric(resampled[name], "loss"))
     return Evaluation(
         tokens=int(totals[0]),
         sequences=len(sums[name].tokens),
         delta_loss=delta,
         delta_loss_se=delta_se,
-        recovery=100 * math.exp(-delta),
+        recovery=float(recovery),
         recovery_se=100 * standard_error(ratio),
         **fields,
     )
 
 
-def _metric(totals: Float[np.ndarray, "*R 4"], metric: str) -> Float[np.ndarray, "*R"]:
+def _metric(totals: Float[np.ndarray, "*r 4"], metric: str) -> Float[np.ndarray, "*r"]:
     tokens, nll, kl, top1 = np.moveaxis(totals, -1, 0)
     if metric == "perplexity":
         with np.errstate(over="ignore"):  # a loss above 709 has perplexity infinity

@@ -12,18 +12,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from wush_jax import candidates, evaluate, trees
+from wush_jax import candidates, trees
 from wush_jax.calibrate import calibrate
 from wush_jax.calibration import Calibration
 from wush_jax.config import Config
+from wush_jax.evaluate import forward, named, sequence_sums
 from wush_jax.evaluation import FLOAT, Sums, summarize
 from wush_jax.flax.linen import as_variables
 from wush_jax.moments import Mask
 from wush_jax.progress import track
 from wush_jax.quantize import quantize
 from wush_jax.sweep_result import Sweep, SweepRow
+from wush_jax.targets import Targets
 
 MAXIMIZE = ("top1", "recovery", "cosine", "accuracy")
 _EVALUATED = ("perplexity", "delta_loss", "kl", "top1", "recovery")
@@ -43,7 +45,7 @@ def sweep(
     config: Config | None = None,
     seeds: int | Sequence[PRNGKeyArray] = 1,
     mask: Callable[[Any], Mask] | None = None,
-    targets: Callable[[Any], Int[Array, "B T"]] | None = None,
+    targets: Targets | None = None,
     bootstrap: int = 1000,
     maximize: Collection[str] = MAXIMIZE,
     reference: Mapping[str, float] | None = None,
@@ -83,7 +85,7 @@ def sweep(
 
     Raises:
       ValueError: a name that cannot be read, no configuration, arguments that exclude one another,
-        an error of calibration, or every configuration failed.
+        an error of calibration or in evaluating the float model, or every configuration failed.
     """
     base = config or next(iter((configs or {}).values()), Config())
     planned = dict(_grid(formats, transforms, solvers, base) if configs is None else _rows(configs))
@@ -95,16 +97,17 @@ def sweep(
             f"{type(calib_batches).__name__} can be read once, and there are {len(keys)} seeds; "
             "pass a list, a function from the seed's number to batches, or a Calibration"
         )
-    if eval_batches is not None and (model is None or score is not None):
-        raise ValueError("eval_batches needs model=, and takes no score= beside it")
+    measure = None
     if eval_batches is not None:
-        assert model is not None
+        if model is None or score is not None:
+            raise ValueError("eval_batches needs model=, and takes no score= beside it")
         measure = _measure(model, params, list(eval_batches), targets, mask)
+    # of the float model alone: bad batches show before hours of quantizing
+    sums = {} if measure is None else measure({})
 
     rows: list[SweepRow] = []
-    sums: dict[str, Sums] = {}
     for seed, key in enumerate(keys):
-        data = calib_batches(seed) if callable(calib_batches) else calib_batches
+        data: Any = calib_batches(seed) if callable(calib_batches) else calib_batches
         if not isinstance(data, Calibration):
             lenient = dataclasses.replace(base, pad=True)  # what fits is each configuration's own
             data = calibrate(
@@ -116,8 +119,8 @@ def sweep(
                 qparams, figures = _quantized(params, data, settings, key)
                 if score is not None:
                     figures |= {str(k): float(v) for k, v in score(qparams).items()}
-                if eval_batches is not None:
-                    sums |= measure(qparams, name if len(keys) == 1 else f"{name} #{seed}")
+                if measure is not None:
+                    sums |= measure({name if len(keys) == 1 else f"{name} #{seed}": qparams})
                 row = dataclasses.replace(row, metrics=figures)
             except (ValueError, NotImplementedError) as error:
                 row = dataclasses.replace(row, failed=str(error))
@@ -199,28 +202,27 @@ def _measure(
     model: nn.Module,
     params: Mapping[str, Any],
     batches: Sequence[Any],
-    targets: Callable[[Any], Int[Array, "B T"]] | None,
+    targets: Targets | None,
     mask: Callable[[Any], Mask] | None,
-) -> Callable[[Any, str], dict[str, Sums]]:
-    """A function (quantized params, name) -> per-sequence sums of it and of the float model."""
-    run = evaluate.forward(model)
+) -> Callable[[Mapping[str, Any]], dict[str, Sums]]:
+    """A function: name -> quantized params, to per-sequence sums of each and of the float model."""
+    run = forward(model)
     variables = trees.plain(as_variables(params))
 
-    def measure(qparams: Any, name: str) -> dict[str, Sums]:
-        others = evaluate.named(variables, {name: qparams})
-        return evaluate.sequence_sums(run, variables, others, batches, targets, mask, False)
+    def measure(quantized: Mapping[str, Any]) -> dict[str, Sums]:
+        others = named(variables, quantized)
+        return sequence_sums(run, variables, others, batches, targets, mask, False)
 
     return measure
 
 
 def _with_evaluations(result: Sweep, sums: Mapping[str, Sums], bootstrap: int) -> Sweep:
     """Rows with the figures of all evaluations, which see the same bootstrap resamples."""
-    found = summarize({FLOAT: sums[FLOAT], **sums}, bootstrap, jax.random.key(0))
+    found = summarize(sums, bootstrap, jax.random.key(0))
     rows = []
     for row in result.rows:
-        name = row.name if row.name in found else f"{row.name} #{row.seed}"
         if row.failed is None:
-            seen = found[name]
+            seen = found[row.name if row.name in found else f"{row.name} #{row.seed}"]
             figures = {field: getattr(seen, field) for field in _EVALUATED}
             spread = {field: getattr(seen, f"{field}_se") for field in _EVALUATED}
             row = dataclasses.replace(row, metrics={**row.metrics, **figures}, spread=spread)

@@ -16,6 +16,15 @@ from wush_jax import tables
 from wush_jax.evaluation import Evaluations
 
 COSTS = ("bits", "bytes", "seconds")  # shown last, and not plotted
+_HEADINGS = {
+    "layer_error": "layer error",
+    "delta_loss": "Δ loss",
+    "kl": "KL",
+    "top1": "top-1",
+    "recovery": "recovery %",
+    "bits": "bits/weight",
+    "bytes": "MB",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +104,7 @@ class Sweep:
         Raises:
           ValueError: there is no such figure there.
         """
-        rows = [row for row in self.means() if formats in (None, row.formats)]
-        rows = [row for row in rows if np.isfinite(row.metrics.get(metric, np.nan))]
+        rows = self._with(metric, formats)
         if not rows:
             known = ", ".join(dict.fromkeys(row.formats for row in self.rows))
             raise ValueError(
@@ -105,6 +113,11 @@ class Sweep:
             )
         sign = -1 if metric in self.maximize else 1
         return min(rows, key=lambda row: sign * row.metrics[metric])
+
+    def _with(self, metric: str, formats: str | None = None) -> list[SweepRow]:
+        """Means that have a finite figure of that name."""
+        rows = [row for row in self.means() if formats in (None, row.formats)]
+        return [row for row in rows if np.isfinite(row.metrics.get(metric, np.nan))]
 
     def table(self) -> Table:
         """A rich table, one row a configuration; the best of each format and figure in bold."""
@@ -118,12 +131,12 @@ class Sweep:
         table.add_column("solver", no_wrap=True)
         for metric in metrics:
             more = " ↑" if metric in self.maximize else ""
-            table.add_column("MB" if metric == "bytes" else metric + more, justify="right")
+            table.add_column(escape(_HEADINGS.get(metric, metric)) + more, justify="right")
         best = {
             (formats, metric): self.best(metric, formats).name
-            for formats in {row.formats for row in means if row.metrics}
+            for formats in {row.formats for row in means}
             for metric in metrics
-            if any(metric in row.metrics for row in means if row.formats == formats)
+            if self._with(metric, formats)
         }
         if self.reference:
             cells = [_cell(metric, self.reference.get(metric), None) for metric in metrics]
@@ -139,33 +152,31 @@ class Sweep:
             last = i + 1 < len(means) and means[i + 1].formats != row.formats
             head = (row.formats, escape(row.label), str(row.block), row.solving)
             table.add_row(*head, *cells, end_section=last)
-        table.caption = "\n".join(self._notes(seeds))
+        notes = ["best of each format in bold", f"± {self.errors()}" if self.errors() else ""]
+        failures = {row.name: row.failed for row in self.rows if row.failed is not None}
+        notes += [escape(f"{name} failed: {why}") for name, why in failures.items()]
+        table.caption = "\n".join(filter(None, notes))
         return table
 
-    def _notes(self, seeds: int) -> list[str]:
-        notes = ["best of each format in bold"]
-        if seeds > 1:
-            notes.append("± standard deviation over seeds")
-        elif any(row.spread for row in self.rows):
-            notes.append("± standard error, bootstrap over sequences")
-        failures = {row.name: row.failed for row in self.rows if row.failed is not None}
-        return [*notes, *(escape(f"{name} failed: {why}") for name, why in failures.items())]
+    def errors(self) -> str:
+        """What the ``spread`` of `means` is, in words; empty if there is none."""
+        if len({row.seed for row in self.rows}) > 1:
+            return "standard deviation over seeds"
+        return "bootstrap standard error" if any(row.spread for row in self.rows) else ""
 
     def __str__(self) -> str:
         return tables.as_text(self.table(), width=200)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as `to_json` writes it; a figure that is not finite is None."""
-        metrics = {name for row in self.rows for name in row.metrics if name not in COSTS}
-        finite = {
-            m for m in metrics if any(np.isfinite(row.metrics.get(m, np.nan)) for row in self.rows)
-        }
         return tables.plain_json(
             {
                 "rows": [dataclasses.asdict(row) for row in self.rows],
                 "means": [dataclasses.asdict(row) for row in self.means()],
                 "best": {
-                    metric: self.best(metric).name for metric in self.metrics() if metric in finite
+                    metric: self.best(metric).name
+                    for metric in self.metrics()
+                    if metric not in COSTS and self._with(metric)
                 },
                 "maximize": sorted(self.maximize),
                 "reference": dict(self.reference),
@@ -185,10 +196,10 @@ class Sweep:
 
 
 def _mean(rows: list[SweepRow]) -> SweepRow:
-    """Of one configuration's seeds; of a single one its own figures and errors."""
+    """Of one configuration's seeds; of a single seed its own figures and errors."""
     done = [row for row in rows if row.failed is None]
-    if len(done) < 2:
-        return dataclasses.replace((done or rows)[0], seed=None)
+    if len(rows) == 1 or not done:
+        return dataclasses.replace(rows[0], seed=None)
     metrics, spread = {}, {}
     for name in done[0].metrics:
         values = [row.metrics[name] for row in done if name in row.metrics]

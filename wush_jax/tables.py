@@ -21,7 +21,7 @@ def plus_minus(value: float, error: float | None = None, digits: int = 4) -> str
         return str(value)
     if error is None or not math.isfinite(error):
         return f"{value:.{digits}g}"
-    if error <= 0:
+    if error <= 1e-12 * abs(value):  # zero but for rounding
         return f"{value:.{digits}g} ± 0"
     decimals = min(max(1 - math.floor(math.log10(error)), 0), _MOST_DECIMALS)
     if float(f"{error:.{decimals}f}") == 0:  # smaller than what is shown

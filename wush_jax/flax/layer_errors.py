@@ -7,6 +7,7 @@ too, beside the float one, so that ``nn.scan`` and ``nn.vmap`` slice both alike.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from wush_jax.progress import track
 
 _KERNEL = "wush_quantized"
 _SUMS = ("wush_error_squares", "wush_output_squares")
+_TRACES = itertools.count()
 
 
 def layer_errors(
@@ -131,8 +133,10 @@ def _squares(
 
     try:
         with nn.intercept_methods(intercept):
-            # the second collection is never written: it keeps nn.jit's cache apart from others'
-            changed = layers.call_model(model, variables, batch, mutable=["params", "wush_error"])
+            # Nothing writes the second collection. Flax keeps what nn.jit traced by the mutable
+            # collections: a name of its own makes it trace anew, under this trace's interceptor.
+            mutable = ["params", f"wush_error_{next(_TRACES)}"]
+            changed = layers.call_model(model, variables, batch, mutable=mutable)
     except ValueError as error:
         if not _shares_weights(error):
             raise
@@ -141,11 +145,10 @@ def _squares(
             "an nn.vmap, where Flax lets no sums out; measure it on inputs that you captured"
         ) from error
     flat: dict[str, Any] = flatten_dict(trees.plain(changed[1])["params"], sep="/")
-    found = {path: [flat.get(trees.join(path, name)) for name in _SUMS] for path in paths}
     return {
-        path: jnp.stack([jnp.sum(value) for value in pair])
-        for path, pair in found.items()
-        if pair[0] is not None
+        path: jnp.stack([jnp.sum(flat[trees.join(path, name)]) for name in _SUMS])
+        for path in paths
+        if trees.join(path, _SUMS[0]) in flat
     }
 
 
