@@ -3,10 +3,11 @@
     python -m examples.train_lm                                  # 0.9 million parameters, a CPU
     python -m examples.train_lm --size gpu --minutes 4           # 41 million, one GPU
 
-It learns from the source files of one half of the modules and is judged on those of the other.
-Losses are printed in nats and in bits a byte; the weights are left in the file given as --out, for
-`examples.quantize_lm`. Training ends after the size's number of steps, or after --steps, or when
---minutes are over; the learning rate has come down by then in each case.
+It learns from the source files of most modules; its held-out loss is that of some others. Losses
+are printed in nats and in bits a byte; the weights are left in the file given as --out, for
+`examples.quantize_lm`, which judges them on modules that are in neither. Training ends after the
+size's number of steps, or after --steps, or when --minutes are over; the learning rate has come
+down by then in each case.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ HELD_OUT_TOKENS = 32_768
 def main() -> None:
     options = parse_options()
     out = options.out or Path("out") / f"lm-{options.size}.safetensors"
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 160)
     run(
         console,
         RECIPES[options.size],
@@ -73,9 +74,9 @@ def run(console: Console, recipe: Recipe, out: Path, *, dtype: Any, **options: A
       options: ``seed``, ``steps`` and ``minutes``, as `examples.lm.train.train` takes them.
     """
     model = Decoder(recipe.model, dtype)
-    corpus = text.corpus("calibration")
+    corpus = text.corpus("training")
     length = recipe.model.context + 1
-    held_out = text.evaluation_batches(HELD_OUT_TOKENS, length, 32)
+    held_out = text.evaluation_batches(HELD_OUT_TOKENS, length, 32, "calibration")
     started = time.perf_counter()
     snapshot, printed, judged = None, 0, math.nan
     for snapshot in train(recipe, corpus, dtype=dtype, **options):

@@ -11,6 +11,7 @@ from wush_jax import candidates
 FORMATS = ("mxfp4", "nvfp4", "int4")
 TRANSFORMS = ("identity", "hadamard", "wus", "wush", "wush-128")
 SOLVERS = ("rtn", "gptq")
+OURS, SEARCH = "gptq, ours", "gptq, ours + search"  # solvers of the rows that are not the paper's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.format} {self.transform} {self.solver}"
+        return name_of(self.format, self.transform, self.solver)
+
+
+def name_of(format: str, transform: str, solver: str) -> str:
+    """A row's name."""
+    return f"{format} {transform} {solver}"
 
 
 def grid(
@@ -37,16 +43,21 @@ def grid(
     transforms: Sequence[str] = TRANSFORMS,
     solvers: Sequence[str] = SOLVERS,
     *,
-    best: bool = True,
+    ours: bool = True,
     auto: bool = False,
 ) -> list[Row]:
     """Every format x transform x solver, a format's rows together.
 
+    Solver "gptq" is GPTQ as in the paper: the objective counts the weights' rounding alone, nothing
+    is refined afterwards, and a transform whose blocks are the quantization groups is the closed
+    form itself, not the best of several equivalent ones. "gptq, ours" has this library's defaults
+    in place of these three; "gptq, ours + search" searches for scales as well.
+
     Args:
       transforms: names, with D where it is not the format's group size: "wush-128".
-      best: one more row a format, of the most accurate settings: WUSH with D = 128 by GPTQ with
-        scale search.
-      auto: another one, which chooses every layer's transform itself, by the same solver.
+      ours: three more rows a format: our GPTQ of WUSH and of WUSH with D = 128, and of the latter
+        with scale search.
+      auto: another one, which chooses every layer's transform itself, by the last of these solvers.
 
     Raises:
       ValueError: an unknown format, transform or solver.
@@ -54,21 +65,33 @@ def grid(
     rows = []
     for format in formats:
         for transform in transforms:
-            spec = candidates.parse(transform)
-            base = wush_jax.Config(
-                format=format,
-                transform=spec.name,
-                transform_block=spec.block or None,
-                strength=spec.strength,
-            )
-            for solver in solvers:
-                config = dataclasses.replace(base, solver=solver)
-                rows.append(Row(format, transform, solver, config))
-        search = wush_jax.Config(format=format, solver="gptq", scale_search=True)
-        if best:
+            rows += [
+                Row(format, transform, solver, _plain(format, transform, solver))
+                for solver in solvers
+            ]
+        defaults = wush_jax.Config(format=format, solver="gptq")
+        wide = dataclasses.replace(defaults, transform_block=128)
+        search = dataclasses.replace(defaults, scale_search=True)
+        if ours:
+            rows.append(Row(format, "wush", OURS, defaults))
+            rows.append(Row(format, "wush-128", OURS, wide))
             config = dataclasses.replace(search, transform_block=128)
-            rows.append(Row(format, "wush-128", "gptq, search", config))
+            rows.append(Row(format, "wush-128", SEARCH, config))
         if auto:
-            config = dataclasses.replace(search, transform="auto")
-            rows.append(Row(format, "auto", "gptq, search", config))
+            rows.append(Row(format, "auto", SEARCH, dataclasses.replace(search, transform="auto")))
     return rows
+
+
+def _plain(format: str, transform: str, solver: str) -> wush_jax.Config:
+    spec = candidates.parse(transform)
+    config = wush_jax.Config(
+        format=format,
+        transform=spec.name,
+        transform_block=spec.block or None,
+        strength=spec.strength,
+        solver=solver,
+    )
+    if solver != "gptq":
+        return config
+    gauges = config.gauges if spec.block else 1
+    return dataclasses.replace(config, objective="W", refine=0, gauges=gauges)

@@ -54,9 +54,9 @@ RECIPES = {
             hidden_size=512, mlp_size=2048, layers=10, heads=8, kv_heads=2, context=512, dropout=0.2
         ),
         batch_size=64,
-        steps=5000,
+        steps=4000,
         learning_rate=1.5e-3,
         warmup=200,
-        chunk=50,
+        chunk=25,
     ),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from examples.lm.grid import Row
+from examples.lm.grid import Row, name_of
 from wush_jax.files import write_atomically
 from wush_jax.tables import plus_minus
 
@@ -43,6 +43,10 @@ class Result:
     top1: list[float]
     seconds: list[float]
 
+    @property
+    def name(self) -> str:
+        return name_of(self.format, self.transform, self.solver)
+
 
 def collect(row: Row, evaluations: Iterable[Any], seconds: Sequence[float]) -> Result:
     """A row's `Result` from its `wush_jax.Evaluation` of each seed."""
@@ -66,12 +70,18 @@ def mean_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), deviation
 
 
-def table(title: str, dtype: str, reference: Any, results: Sequence[Result]) -> Table:
+def reference_dict(evaluation: Any) -> dict[str, Any]:
+    """What tables need of the float model's `wush_jax.Evaluation`."""
+    names = ("perplexity", "loss", "tokens", "sequences")
+    return {name: getattr(evaluation, name) for name in names}
+
+
+def table(title: str, dtype: str, reference: Mapping[str, Any], results: Sequence[Result]) -> Table:
     """A rich table, the float model first; each format's lowest perplexity in bold.
 
     Args:
       dtype: of the float model's products.
-      reference: its `wush_jax.Evaluation`.
+      reference: from `reference_dict`.
     """
     seeds = len(results[0].perplexity)
     made = Table(title=title)
@@ -79,7 +89,7 @@ def table(title: str, dtype: str, reference: Any, results: Sequence[Result]) -> 
         made.add_column(name, no_wrap=True)
     for name in ("perplexity", "Δ loss, nats", "its error", "KL to float", "top-1 %", "seconds"):
         made.add_column(name, justify="right", no_wrap=True)
-    made.add_row(dtype, "", "", f"{reference.perplexity:.4f}", *[""] * 5)
+    made.add_row(dtype, "", "", f"{reference['perplexity']:.4f}", *[""] * 5)
     best: dict[str, float] = {}
     for r in results:
         best[r.format] = min(best.get(r.format, float("inf")), statistics.fmean(r.perplexity))
@@ -98,28 +108,27 @@ def table(title: str, dtype: str, reference: Any, results: Sequence[Result]) -> 
             f"{statistics.fmean(r.delta_loss_se):.5f}",
             plus_minus(*mean_deviation(r.kl)),
             plus_minus(*mean_deviation([100 * share for share in r.top1])),
-            f"{statistics.fmean(r.seconds):.1f}",
+            f"{min(r.seconds):.1f}",
             style="bold" if chosen else None,
         )
     made.caption = (
-        f"{reference.tokens:,} bytes held out, in {reference.sequences:,} sequences. "
+        f"{reference['tokens']:,} bytes held out, in {reference['sequences']:,} sequences. "
         f"± standard deviation over {seeds} calibration seed{'s' * (seeds > 1)}; "
-        "Δ's error: paired bootstrap over sequences"
+        "Δ's error: paired bootstrap over sequences; seconds: of the fastest seed"
     )
     return made
 
 
-def as_dict(reference: Any, results: Sequence[Result], **facts: Any) -> dict[str, Any]:
-    """Plain data: ``facts``, the float model's figures, and those of each row by seed."""
-    float_row = {"perplexity": reference.perplexity, "loss": reference.loss}
-    sizes = {"tokens": reference.tokens, "sequences": reference.sequences}
-    rows = [dataclasses.asdict(r) | {"mean": _means(r)} for r in results]
-    return {**facts, "held_out": sizes, "float": float_row, "rows": rows}
-
-
-def _means(result: Result) -> Mapping[str, tuple[float, float | None]]:
+def as_dict(result: Result) -> dict[str, Any]:
+    """Plain data: the figures by seed, and their means and standard deviations over seeds."""
     figures = ("perplexity", "delta_loss", "kl", "top1")
-    return {name: mean_deviation(getattr(result, name)) for name in figures}
+    means = {name: mean_deviation(getattr(result, name)) for name in figures}
+    return dataclasses.asdict(result) | {"mean": means}
+
+
+def from_dict(data: Mapping[str, Any]) -> Result:
+    """The inverse of `as_dict`."""
+    return Result(**{name: value for name, value in data.items() if name != "mean"})
 
 
 def plot(title: str, results: Sequence[Result], path: Path) -> None:

@@ -1,8 +1,4 @@
-"""Weights as a safetensors file in bfloat16, with the sizes of the model in its metadata.
-
-The format is a JSON header and the raw numbers: written and read here with NumPy alone, so that
-the example needs no further package. Other readers of safetensors understand the files.
-"""
+"""Weights as a safetensors file in bfloat16, with the sizes of the model in its metadata."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from examples.lm.model import Decoder, LmConfig
 from wush_jax.files import write_atomically
-
-_BFLOAT16 = np.dtype(jnp.bfloat16)
 
 
 def save(
@@ -31,18 +27,10 @@ def save(
     Args:
       training: plain facts about where the weights come from, kept beside them.
     """
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    arrays = {name: np.asarray(flat[name]).astype(_BFLOAT16) for name in sorted(flat)}
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
+    arrays = {name: np.asarray(leaf).astype(jnp.bfloat16) for name, leaf in flat.items()}
     metadata = {"config": json.dumps(dataclasses.asdict(config)), "training": json.dumps(training)}
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, array in arrays.items():
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": "BF16", "shape": array.shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    parts = [len(text).to_bytes(8, "little"), text, *(a.tobytes() for a in arrays.values())]
-    write_atomically(path, lambda temporary: temporary.write_bytes(b"".join(parts)))
+    write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
 def load(path: Path, dtype: Any = jnp.float32) -> tuple[Decoder, dict[str, Any], dict[str, Any]]:
@@ -54,20 +42,16 @@ def load(path: Path, dtype: Any = jnp.float32) -> tuple[Decoder, dict[str, Any],
     Raises:
       ValueError: a file that `save` did not write, or whose tensors are not those of its config.
     """
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
     try:
-        header = json.loads(data[8 : 8 + size])
-        metadata = header.pop("__metadata__")
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            names = file.keys()
+            flat = {name: file.get_tensor(name) for name in names}
         config = LmConfig(**json.loads(metadata["config"]))
         training = json.loads(metadata["training"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no file of weights that examples.train_lm wrote") from error
-    flat = {}
-    for name, entry in header.items():
-        start, end = (8 + size + offset for offset in entry["data_offsets"])
-        array = np.frombuffer(data[start:end], _BFLOAT16).reshape(entry["shape"])
-        flat[name] = jnp.asarray(array.astype(np.float32))
+    flat = {name: jnp.asarray(array, jnp.float32) for name, array in flat.items()}
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     model = Decoder(config, dtype)
     _check(path, model, params)
