@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -59,6 +60,11 @@ def first(module, x):
     return module(x)[0]
 
 
+run_layer, run_mixing = (
+    jax.jit(functools.partial(wush_jax.apply, module)) for module in (Layer(), Mixing())
+)
+
+
 TOKENS = jax.random.randint(KEY, (3, 4, 16), 0, 50)
 PARAMS: Any = jax.jit(Model().init)(KEY, TOKENS[0])["params"]
 STACK = {
@@ -105,7 +111,7 @@ def test_each_block_is_calibrated_behind_the_quantized_ones(one_pass):
     assert mismatch(layers["layer_1"], before["layer_1"]) > 0.02
 
     inputs = (STACK["embed"](PARAMS, tokens) for tokens in TOKENS)
-    behind = [wush_jax.apply(Layer(), layers["layer_0"], x)[0] for x in inputs]
+    behind = [run_layer(layers["layer_0"], x)[0] for x in inputs]
     alone = PARAMS["decoder"]["layer_1"]
     by_hand = wush_jax.quantize(alone, behind, model=Layer(), config=CONFIG)
     assert mismatch(layers["layer_1"], by_hand) < 5e-3
@@ -121,11 +127,11 @@ def test_fits_what_really_reaches_a_block():
         quantize_blocks(params, x, **{**MIX, "config": config}, quantized_inputs=behind)
         for behind in (True, False)
     )
-    reaches = wush_jax.apply(Mixing(), sequential["a"], x)
-    exact = Mixing().apply({"params": PAIR["b"]}, reaches)
+    reaches = run_mixing(sequential["a"], x)
+    exact = run_mixing(PAIR["b"], reaches)
 
     def error(q):
-        return float(jnp.sum((wush_jax.apply(Mixing(), q["b"], reaches) - exact) ** 2))
+        return float(jnp.sum((run_mixing(q["b"], reaches) - exact) ** 2))
 
     assert error(sequential) < 0.6 * error(one_pass)
 

@@ -99,7 +99,12 @@ class Sweep:
         return (*(n for n in found if n not in COSTS), *(n for n in COSTS if n in found))
 
     def best(self, metric: str, formats: str | None = None) -> SweepRow:
-        """The configuration with the best mean of ``metric``, among those of ``formats`` if given.
+        """The configuration with the best mean of ``metric``, of all or of those of ``formats``.
+
+        Args:
+          metric: name of a figure.
+          formats: as the table has them ("mxfp4/wush"), or a weights' format whatever its scale
+            rule ("mxfp4").
 
         Raises:
           ValueError: there is no such figure there.
@@ -116,7 +121,11 @@ class Sweep:
 
     def _with(self, metric: str, formats: str | None = None) -> list[SweepRow]:
         """Means that have a finite figure of that name."""
-        rows = [row for row in self.means() if formats in (None, row.formats)]
+        rows = [
+            row
+            for row in self.means()
+            if formats in (None, row.formats, row.format.partition("/")[0])
+        ]
         return [row for row in rows if np.isfinite(row.metrics.get(metric, np.nan))]
 
     def table(self) -> Table:
