@@ -130,7 +130,7 @@ def test_modules_that_flax_jits_are_traced_anew():
 
 def test_kernels_shared_by_the_steps_of_a_scan_are_refused(qparams):
     model = nn.RNN(nn.SimpleCell(32))
-    params = model.init(KEY, X[0])["params"]
+    params = jax.jit(model.init)(KEY, X[0])["params"]
     quantized = {**params["cell"], "i": {**params["cell"]["i"], **qparams["plain"]}}
     with pytest.raises(NotImplementedError, match=r"shared among the steps of an nn\.scan"):
         layer_errors(model, params, {"cell": quantized}, X)

@@ -19,7 +19,7 @@ from wush_jax.sweep import configuration
 from wush_jax.sweep_result import SweepRow
 
 KEY = jax.random.key(2)
-CONFIG = Config(gauges=1, refine=0, sample_tokens=16)
+CONFIG = Config(act_format=None, gauges=1, refine=0, sample_tokens=16)
 
 
 class Tiny(nn.Module):
@@ -32,19 +32,19 @@ class Tiny(nn.Module):
 
 
 MODEL = Tiny()
-TOKENS = np.array(jax.random.randint(KEY, (4, 8, 12), 0, 29))
-CALIBRATION, HELD_OUT = TOKENS[:2], TOKENS[2:]
+TOKENS = np.array(jax.random.randint(KEY, (6, 8, 12), 0, 29))
+CALIBRATION, HELD_OUT = TOKENS[:4], TOKENS[4:]
 PARAMS: Any = jax.jit(MODEL.init)(KEY, TOKENS[0])["params"]
 NAMES = [
     f"{format_name} {transform} {solver}"
     for format_name in ("mxfp4", "nvfp4")
-    for transform in ("wus", "wush")
+    for transform in ("random", "wush")
     for solver in ("rtn", "gptq")
 ]
 
 
 def halves(seed: int) -> Any:
-    return CALIBRATION[seed : seed + 1]
+    return CALIBRATION[2 * seed : 2 * seed + 2]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def swept() -> Sweep:
         halves,
         model=MODEL,
         eval_batches=iter(HELD_OUT),
-        transforms=("wus", "wush"),
+        transforms=("random", "wush"),
         config=CONFIG,
         seeds=2,
     )
@@ -65,8 +65,8 @@ def test_every_combination_with_every_seed_has_a_row(swept):
     assert [(row.name, row.seed) for row in swept.rows] == [(n, s) for s in (0, 1) for n in NAMES]
     assert all(row.failed is None for row in swept.rows)
     row = swept.rows[5]
-    assert (row.format, row.act_format, row.label) == ("nvfp4/wush", "nvfp4/wush", "wus")
-    assert (row.transform, row.block, row.solver, row.scale_search) == ("wus", 16, "gptq", False)
+    assert (row.format, row.act_format, row.label) == ("nvfp4/wush", None, "random")
+    assert (row.transform, row.block, row.solver, row.scale_search) == ("random", 16, "gptq", False)
     assert swept.metrics() == (
         *("layer_error", "perplexity", "delta_loss", "kl", "top1", "recovery"),
         *("bits", "bytes", "seconds"),
@@ -75,11 +75,11 @@ def test_every_combination_with_every_seed_has_a_row(swept):
 
 def test_figures_are_those_of_doing_it_by_hand(swept):
     key = jax.random.key(1)
-    settings = dataclasses.replace(CONFIG, format="nvfp4", solver="gptq")
+    settings = dataclasses.replace(CONFIG, format="nvfp4", transform="random", solver="gptq")
     calibration = calibrate(PARAMS, halves(1), model=MODEL, key=key, config=settings)
     qparams, report = quantize(PARAMS, calibration, config=settings, key=key, return_report=True)
     (kernel,) = trees.quantized_kernels(qparams).values()
-    (row,) = (row for row in swept.rows if (row.name, row.seed) == ("nvfp4 wush gptq", 1))
+    (row,) = (row for row in swept.rows if (row.name, row.seed) == ("nvfp4 random gptq", 1))
     assert row.metrics["layer_error"] == pytest.approx(report.mean_error())
     assert row.metrics["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(kernel))
     assert row.metrics["bits"] == row.metrics["bytes"] / 128
@@ -111,7 +111,12 @@ def test_evaluations_compare_configurations_over_the_same_sequences(swept):
 
 def test_table_json_and_plot(swept, tmp_path):
     text = str(swept)
-    for part in ("8 configurations, 2 seeds", "wush", "nvfp4", "standard deviation over seeds"):
+    for part in (
+        "8 configurations, 2 seeds",
+        "random",
+        "nvfp4/wush, float",
+        "deviation over seeds",
+    ):
         assert part in text
     swept.to_json(tmp_path / "sweep.json")
     data = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)

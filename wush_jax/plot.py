@@ -145,12 +145,12 @@ def axis(axes: Axes, values: Sequence[float], errors: Sequence[float]) -> None:
     axes.tick_params(labelsize=8)
     if not finite or lowest <= 0 or max(finite) < 10 * min(finite):
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        return
-    axes.set_xscale("log")
-    subs = (1, 3) if max(finite) < 100 * min(finite) else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
+    else:
+        axes.set_xscale("log")
+        subs = (1, 3) if max(finite) < 100 * min(finite) else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def rows_axis(axes: Axes, names: Sequence[str]) -> None:
