@@ -59,8 +59,9 @@ def sweep(
 
     Args:
       params: the float params, or the whole variables dict.
-      calib_batches: as for `wush_jax.quantize`; or what `wush_jax.calibrate` returned; or a
-        function from the seed's number, 0 and up, to either, for data that vary with the seed.
+      calib_batches: as for `wush_jax.quantize` (K x K numbers an input are kept of them, which
+        serve every configuration); or what `wush_jax.calibrate` returned; or a function from the
+        seed's number, 0 and up, to either, for data that vary with the seed.
       model: the Flax Linen model; ``eval_batches`` needs it.
       score: from quantized params to figures of yours, by name.
       eval_batches: instead of ``score``: batches for `wush_jax.evaluate`, whose perplexity,
