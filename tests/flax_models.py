@@ -127,3 +127,14 @@ class Jitted(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.jit(Mlp)(name="mlp")(x)
+
+
+JittedMlp = nn.jit(Mlp)
+
+
+class JittedOnce(nn.Module):
+    """The same by a class of the module's: Flax keeps its traces as long as the process lives."""
+
+    @nn.compact
+    def __call__(self, x):
+        return JittedMlp(name="mlp")(x)

@@ -52,6 +52,33 @@ def test_plain_model_is_untouched_before_during_and_after(model):
     assert float(jnp.abs(quantized - before).max()) > 1e-3  # it was quantized indeed
 
 
+def test_modules_that_flax_jits_are_traced_anew_in_every_run(setting):
+    """An older trace would bring its own interceptor along: nothing seen, or an older mask."""
+    mlp, params, _ = setting
+    options = {"transform": "hadamard", "sample_tokens": 32}
+
+    def run(mask=None, **kwargs):
+        config = wush_jax.Config(**options, **kwargs)
+        jitted, report = wush_jax.quantize(
+            {"mlp": params},
+            [X],
+            model=models.JittedOnce(),
+            config=config,
+            mask=mask,
+            return_report=True,
+        )
+        plain = wush_jax.quantize(params, [X], model=mlp, config=config, mask=mask)
+        for name, layer in plain.items():
+            kernel, alone = jitted["mlp"][name]["kernel"], layer["kernel"]
+            assert kernel.format == alone.format
+            np.testing.assert_array_equal(kernel.codes, alone.codes)
+        return [row.tokens for row in report.layers]
+
+    for name in ("mxfp4", "nvfp4", "int8"):
+        assert run(format=name) == [64, 64]
+    assert run(lambda batch: jnp.arange(16) < jnp.full((4, 1), 10)) == [40, 40]
+
+
 def test_params_are_not_modified(setting):
     _, params, q = setting
     assert set(params) == {"up", "down"}

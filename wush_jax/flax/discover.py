@@ -117,7 +117,8 @@ class _Trace:
 
         def abstract(variables, batch):
             with nn.intercept_methods(self._intercept):
-                return layers.call_model(self.model, variables, batch, mutable=["params"])[1]
+                mutable = layers.mutable_anew()
+                return layers.call_model(self.model, variables, batch, mutable=mutable)[1]
 
         return jax.eval_shape(abstract, plain(variables), batch)
 
@@ -155,12 +156,12 @@ def _explained(
 ) -> ValueError:
     """Names the layers whose variables Flax could not carry out; any other error as it is."""
     culprits: Collection[str] = []
-    if _shares_weights(error):
+    if shares_weights(error):
         for path in filter(failed.wanted, failed.calls):
             try:
                 _Trace(model, lambda other, path=path: other == path).run(variables, batch)
             except ValueError as alone:
-                culprits = [*culprits, path] if _shares_weights(alone) else culprits
+                culprits = [*culprits, path] if shares_weights(alone) else culprits
     if not culprits:
         return error
     return ValueError(
@@ -170,7 +171,8 @@ def _explained(
     )
 
 
-def _shares_weights(error: ValueError) -> bool:
+def shares_weights(error: ValueError) -> bool:
+    """Whether Flax says that a variable is shared among a scan's steps or a vmap's lanes."""
     text = str(error)
     return "broadcasted variable" in text or "got axis spec None" in text
 

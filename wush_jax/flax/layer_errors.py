@@ -7,7 +7,6 @@ too, beside the float one, so that ``nn.scan`` and ``nn.vmap`` slice both alike.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,16 +20,15 @@ from jaxtyping import Array
 from wush_jax import ops, trees
 from wush_jax.contraction import Contraction, kernel_to_matrix
 from wush_jax.flax import layers
-from wush_jax.flax.discover import _shares_weights
+from wush_jax.flax.discover import shares_weights
 from wush_jax.flax.linen import as_variables
-from wush_jax.flax.observe import _token_mask
+from wush_jax.flax.observe import token_mask
 from wush_jax.kernel import QuantizedKernel
 from wush_jax.moments import Mask
 from wush_jax.progress import track
 
 _KERNEL = "wush_quantized"
 _SUMS = ("wush_error_squares", "wush_output_squares")
-_TRACES = itertools.count()
 
 
 def layer_errors(
@@ -133,12 +131,10 @@ def _squares(
 
     try:
         with nn.intercept_methods(intercept):
-            # Nothing writes the second collection. Flax keeps what nn.jit traced by the mutable
-            # collections: a name of its own makes it trace anew, under this trace's interceptor.
-            mutable = ["params", f"wush_error_{next(_TRACES)}"]
+            mutable = layers.mutable_anew()
             changed = layers.call_model(model, variables, batch, mutable=mutable)
     except ValueError as error:
-        if not _shares_weights(error):
+        if not shares_weights(error):
             raise
         raise NotImplementedError(
             "a quantized kernel is shared among the steps of an nn.scan (or RNN) or the lanes of "
@@ -158,7 +154,7 @@ def _of_call(
     """Both sums, float32 [1, 1] each: of rank two, so that Flax can stack them as it does W."""
     rows = contraction.rows(x)
     batched = contraction.roles.count("b")
-    tokens = _token_mask(mask, rows.shape[batched:-1])
+    tokens = token_mask(mask, rows.shape[batched:-1])
     flat = rows.reshape(*rows.shape[:batched], -1, rows.shape[-1])
     weights = kernel_to_matrix(w, contraction.roles).astype(jnp.float32)
     exact = jnp.matmul(flat.astype(jnp.float32), weights, precision="highest")

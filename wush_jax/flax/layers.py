@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from opt_einsum.parser import parse_einsum_input
 from wush_jax.contraction import Contraction
 
 _LINEAR = (nn.Dense, nn.DenseGeneral, nn.Einsum)
+_TRACES = itertools.count()
 
 
 class Call(NamedTuple):
@@ -36,6 +38,15 @@ def call_model(model: nn.Module, variables: Mapping, batch: Any, **kwargs: Any) 
     if isinstance(batch, tuple):
         return model.apply(variables, *batch, **kwargs)
     return model.apply(variables, batch, **kwargs)
+
+
+def mutable_anew() -> list[str]:
+    """``mutable=`` for `call_model`: "params", and a collection that no other trace has named.
+
+    Flax keeps for the process what ``nn.jit`` traced, by the mutable collections among others; an
+    old trace would run without this one's interceptor. Nothing writes the second collection.
+    """
+    return ["params", f"wush_trace_{next(_TRACES)}"]
 
 
 def path_of(module: nn.Module) -> str:

@@ -65,8 +65,7 @@ def observe(
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
-        # the second collection is never written: it keeps nn.jit's cache apart from `discover`'s
-        _, changed = layers.call_model(model, variables, batch, mutable=["params", "wush_observe"])
+        _, changed = layers.call_model(model, variables, batch, mutable=layers.mutable_anew())
     flat: dict[str, Any] = flatten_dict(plain(changed)["params"], sep="/")
     observations = {}
     for path in blocks:
@@ -82,14 +81,15 @@ def observe_rows(
     """`statistics.observe` of a layer's input as the layer is given it; one for each batch axis."""
     rows = contraction.rows(x)
     batched = contraction.roles.count("b")
-    tokens = _token_mask(mask, rows.shape[batched:-1])
+    tokens = token_mask(mask, rows.shape[batched:-1])
     look = functools.partial(statistics.observe, block=block, sample=sample, mask=tokens)
     for _ in range(batched):
         look = jax.vmap(look)
     return look(rows)
 
 
-def _token_mask(mask: Mask | None, tokens: tuple[int, ...]) -> Mask | None:
+def token_mask(mask: Mask | None, tokens: tuple[int, ...]) -> Mask | None:
+    """The mask as [*tokens], for a layer whose input it fits; None where it does not apply."""
     if mask is None:
         return None
     if tokens[: mask.ndim] == mask.shape:
