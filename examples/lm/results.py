@@ -138,7 +138,7 @@ def plot(title: str, results: Sequence[Result], path: Path) -> None:
     formats = list(dict.fromkeys(r.format for r in results))
     transforms = list(dict.fromkeys(r.transform for r in results))
     solvers = list(dict.fromkeys(r.solver for r in results))
-    width = 1.2 + len(formats) * (1.2 + 0.35 * len(transforms))
+    width = max(7.0, 1.2 + len(formats) * (1.2 + 0.35 * len(transforms)))  # the legend's at least
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     panels = figure.subplots(1, len(formats), sharey=True, squeeze=False)[0]
     for panel, format in zip(panels, formats, strict=True):
