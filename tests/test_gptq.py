@@ -1,6 +1,5 @@
 """GPTQ, refinement and scale search: against a float64 reference, RTN, and the paper's losses."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -38,12 +37,20 @@ def damped(x, damping=1e-2):
 
 @functools.partial(jax.jit, static_argnames=("fmt", "search", "passes"))
 def swept(w, h, fmt, search=False, passes=0):
+    """The kernel after the sweep, and after ``passes`` of refinement."""
     fmt = formats.get_format(fmt)
     g = jnp.float32(fmt.global_scale)
     rounded = gptq.gptq(w, h, fmt, g, search=search)
-    if passes:
-        rounded = refine(rounded, w, h, fmt, g, passes=passes)
-    return rounded, rounded.weights(fmt, g)
+    refined = refine(rounded, w, h, fmt, g, passes=passes) if passes else rounded
+    return rounded.weights(fmt, g), refined.weights(fmt, g)
+
+
+fake_quantize = jax.jit(formats.fake_quantize, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def steps(rows, fmt):
+    return formats.scales_to_values(formats.quantize(rows, fmt).scales, fmt)
 
 
 def loss(q, w, h):
@@ -60,13 +67,12 @@ def reference(w, h, fmt):
     order = (order[:, None] * size + np.arange(size)).ravel()
     upper = np.linalg.cholesky(np.linalg.inv(h[order][:, order])).T
     left, out = w[order].astype(np.float64), np.zeros(w.shape)
+    nearest = jax.jit(fmt.grid.round)
     for start in range(0, len(w), size):
-        scales = formats.quantize(
-            jnp.asarray(left[start : start + size].T, jnp.float32), fmt
-        ).scales
-        step = np.asarray(formats.scales_to_values(scales, fmt), np.float64)[:, 0] * g
+        group = np.asarray(left[start : start + size].T, np.float32)
+        step = np.asarray(steps(group, fmt), np.float64)[:, 0] * g
         for i in range(start, start + size):
-            v = np.asarray(fmt.grid.round(jnp.asarray(left[i] / step, jnp.float32)), np.float64)
+            v = np.asarray(nearest(np.asarray(left[i] / step, np.float32)), np.float64)
             out[i] = v * step
             left[i:] -= np.outer(upper[i, i:], (left[i] - out[i]) / upper[i, i])
     back = np.empty_like(out)
@@ -91,7 +97,7 @@ def test_without_correlation_gptq_is_rtn(fmt):
     _, w = data(1)
     diagonal = np.diag(np.exp(np.random.default_rng(0).normal(size=K))).astype(np.float32)
     _, found = swept(w, diagonal, fmt)
-    np.testing.assert_allclose(found, formats.fake_quantize(w.T, fmt).T, rtol=1e-6)
+    np.testing.assert_allclose(found, fake_quantize(w.T, fmt).T, rtol=1e-6)
 
 
 @pytest.mark.parametrize("fmt", ["mxfp4", "nvfp4", "int4"])
@@ -100,10 +106,9 @@ def test_each_step_pays(fmt):
     x, w = data(2)
     h = damped(x)
     h32 = h.astype(np.float32)
-    rtn = loss(formats.fake_quantize(w.T, fmt).T, w, h)
+    rtn = loss(fake_quantize(w.T, fmt).T, w, h)
     plain = loss(swept(w, h32, fmt)[1], w, h)
-    searched = loss(swept(w, h32, fmt, search=True)[1], w, h)
-    refined = loss(swept(w, h32, fmt, search=True, passes=2)[1], w, h)
+    searched, refined = (loss(q, w, h) for q in swept(w, h32, fmt, search=True, passes=2))
     assert plain.sum() < 0.8 * rtn.sum()
     assert searched.sum() < 0.97 * plain.sum()
     assert (refined <= searched * (1 + 1e-4)).all()
@@ -119,7 +124,7 @@ def test_scale_search_finds_the_best_candidate_of_each_group(fmt):
     wanted = objective.Objective(jnp.asarray(h)[None], jnp.asarray(w))
     found = jax.jit(scale_search.nearest, static_argnums=2)(jnp.asarray(w), wanted, fmt, g)
     errors = np.asarray(found.weights(fmt, g)) - w
-    rule = np.asarray(formats.fake_quantize(w.T, fmt).T) - w
+    rule = np.asarray(fake_quantize(w.T, fmt).T) - w
     improved = 0
     for k in range(0, K, size):
         block = h[k : k + size, k : k + size]
@@ -152,7 +157,7 @@ def test_never_worse_than_rtn():
     for seed in range(8):
         x, w = data(10 + seed, tokens=64)
         h = damped(x, 1e-3)
-        rtn = loss(formats.fake_quantize(w.T, "mxfp4").T, w, h)
+        rtn = loss(fake_quantize(w.T, "mxfp4").T, w, h)
         alone = loss(swept(w, h.astype(np.float32), "mxfp4")[1], w, h)
         worse += (alone > rtn).sum()
         kept = loss(minimised(w, h.astype(np.float32), refine=0), w, h)
@@ -165,7 +170,7 @@ def test_a_singular_moment_is_survived():
     x, w = data(4, tokens=20)
     q = np.asarray(swept(w, damped(x, 0).astype(np.float32), "mxfp4")[1])
     assert np.isfinite(q).all()
-    rtn = loss(formats.fake_quantize(w.T, "mxfp4").T, w, damped(x, 0))
+    rtn = loss(fake_quantize(w.T, "mxfp4").T, w, damped(x, 0))
     assert loss(q, w, damped(x, 0)).sum() < 0.5 * rtn.sum()
 
 
@@ -196,7 +201,7 @@ def test_objective_is_the_mean_squared_output_error():
     r = rng.normal(size=(tokens, features)).astype(np.float32)
     r += 10 * rng.normal(size=features)  # the same in every token
     r: Any = r.astype(np.float32)
-    rounded = np.asarray(formats.fake_quantize(r, "mxfp4"))
+    rounded = np.asarray(fake_quantize(r, "mxfp4"))
     a = rng.normal(size=(features, 16)).astype(np.float32)
 
     @jax.jit
@@ -251,16 +256,20 @@ def test_golden_losses(fmt, transform, block):
 
 
 def golden_loss(arrays, config):
-    # all layers in one shape; the mean that damping refers to is then over padding too
-    config = dataclasses.replace(config, damping=config.damping * 384 / len(arrays["kernel"]))
-    kernel: Any
-    kernel, x = np.pad(arrays["kernel"], ((0, 384 - len(arrays["kernel"])), (0, 0))), arrays["x"]
-    features = len(arrays["kernel"])
-    h = np.pad(arrays["second_moment"], ((0, 384 - features), (0, 384 - features)))
-    kernel = np.pad(kernel, ((0, 0), (0, 128 - kernel.shape[1])))
+    """All layers in one shape: with outputs of no weight, and features that nothing enters.
+
+    The latter's second moment is the others' mean, which is what damping refers to.
+    """
+    kernel, x, h = (arrays[name] for name in ("kernel", "x", "second_moment"))
+    features, outputs = kernel.shape
+    kernel: Any = np.pad(kernel, ((0, 384 - features), (0, 128 - outputs)))
+    variance = np.trace(h) / features
+    factor = np.linalg.cholesky(h + 1e-7 * variance * np.eye(features))
+    rows = np.random.default_rng(0).normal(size=(512, 384))[:, :features] @ factor.T
+    rows: Any = np.pad(rows, ((0, 0), (0, 384 - features))).astype(np.float32)
+    h = np.pad(h, ((0, 384 - features), (0, 384 - features)))
+    h[range(features, 384), range(features, 384)] = variance
     seen = Moments(jnp.asarray(h[None] * float(arrays["tokens"]), jnp.float32), arrays["tokens"])
-    factor = np.linalg.cholesky(h + 1e-7 * np.trace(h) / features * np.eye(384))
-    rows = (np.random.default_rng(0).normal(size=(512, 384)) @ factor.T).astype(np.float32)
     valid = jnp.ones(512, bool)
     fitted = fit.fit(seen, rows, valid, [kernel], jax.random.key(0), config)
     moment = moments.second_moment(seen)
@@ -282,11 +291,15 @@ def _relative(quantized, kernel, x):
 def test_rounded_round_trip():
     """Values, scales and codes of `Rounded` are those that a kernel stores."""
     _, w = data(6)
-    for name in ("mxfp4", "nvfp4", "int4", "int8"):
-        fmt = formats.get_format(name)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def both_ways(w, fmt):
         q = formats.quantize(w.T, fmt)
         rounded = Rounded(formats.codes_to_values(q.codes, fmt), q.scales)
-        assert (rounded.codes(fmt) == q.codes).all()
-        np.testing.assert_allclose(
-            rounded.weights(fmt, q.global_scale).T, formats.dequantize(q), rtol=1e-6
-        )
+        values = rounded.weights(fmt, q.global_scale).T, formats.dequantize(q)
+        return (rounded.codes(fmt), q.codes), values
+
+    for name in ("mxfp4", "nvfp4", "int4", "int8"):
+        codes, values = both_ways(w, formats.get_format(name))
+        np.testing.assert_array_equal(*codes)
+        np.testing.assert_allclose(*values, rtol=1e-6)
