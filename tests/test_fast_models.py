@@ -23,7 +23,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(name):
     model, x = CASES[name]
-    variables = jax.jit(model.init)(KEY, x)
+    variables = models.init(model, x)
     qparams = wush_jax.quantize(variables, [x], model=model, config=CONFIG)
 
     def run(qparams, implementation):

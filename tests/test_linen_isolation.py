@@ -21,13 +21,13 @@ X = jax.random.normal(KEY, (4, 16, 32))
 @pytest.fixture(scope="module")
 def setting():
     model = models.Mlp()
-    params = jax.jit(model.init)(KEY, X)["params"]
+    params = models.init(model, X)["params"]
     return model, params, wush_jax.quantize(params, [X], model=model, config=CONFIG)
 
 
 @pytest.mark.parametrize("model", [models.Mlp(), models.Jitted()], ids=["plain", "nn.jit"])
 def test_plain_model_is_untouched_before_during_and_after(model):
-    params = jax.jit(model.init)(KEY, X)["params"]
+    params = models.init(model, X)["params"]
     traces = 0
 
     def plain(p, x):
@@ -162,7 +162,7 @@ def test_explain_and_implementation(setting):
 
 def test_donated_float_kernels_are_freed():
     model = models.Mlp()
-    params = jax.jit(model.init)(KEY, X)["params"]
+    params = models.init(model, X)["params"]
     kernel, bias = params["up"]["kernel"], params["up"]["bias"]
     wush_jax.quantize(params, [X], model=model, config=CONFIG, donate=True)
     assert kernel.is_deleted()

@@ -5,6 +5,7 @@ INT8 keeps a rightly wired layer within about 1 % of the float model, far from a
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -41,6 +42,15 @@ CASES = {
 }
 
 
+apply = jax.jit(wush_jax.apply, static_argnums=0)
+dequantize = jax.jit(wush_jax.dequantize)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def exactly(model: nn.Module, variables: Any, x: Any) -> Any:
+    return model.apply(variables, x)
+
+
 def _relative(a: Any, b: Any) -> float:
     a, b = (np.asarray(y, np.float64) for y in (a, b))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -49,8 +59,8 @@ def _relative(a: Any, b: Any) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_model_runs_quantized(name):
     model, x, layers = CASES[name]
-    variables = jax.jit(model.init)(KEY, x)
-    exact = jax.jit(model.apply)(variables, x)
+    variables = models.init(model, x)
+    exact = exactly(model, variables, x)
     quantized, report = wush_jax.quantize(
         variables, [x], model=model, config=CONFIG, return_report=True
     )
@@ -60,9 +70,9 @@ def test_model_runs_quantized(name):
     assert all(kernel.shape == float_shapes[path] for path, kernel in kernels.items())
     assert all(row.error < 1e-3 for row in report.layers)
 
-    answer = jax.jit(lambda q, x: wush_jax.apply(model, q, x))(quantized, x)
+    answer = apply(model, quantized, x)
     assert 0 < _relative(answer, exact) < 0.03
-    restored = jax.jit(model.apply)(wush_jax.dequantize(quantized), x)
+    restored = exactly(model, dequantize(quantized), x)
     assert 0 < _relative(restored, exact) < 0.03
 
     abstract = wush_jax.abstract_quantize(variables, [x], model=model, config=CONFIG)
@@ -79,7 +89,7 @@ def test_scan_equals_unrolled():
     """
     config = wush_jax.Config(format="int8", transform="hadamard", sample_tokens=32)
     scanned, unrolled = models.Scanned(layers=2), models.Unrolled(layers=2)
-    stacked = jax.jit(scanned.init)(KEY, TOKENS)["params"]
+    stacked = models.init(scanned, TOKENS)["params"]
     flat = {k: v for k, v in stacked.items() if k != "blocks"}
     for i in range(2):
         flat[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked["blocks"])
@@ -91,14 +101,13 @@ def test_scan_equals_unrolled():
         for i in range(2):
             alone = qf[f"block_{i}"][first][second]["kernel"].codes
             np.testing.assert_array_equal(codes[i], alone)
-    a = jax.jit(lambda q: wush_jax.apply(scanned, q, TOKENS))(qs)
-    b = jax.jit(lambda q: wush_jax.apply(unrolled, q, TOKENS))(qf)
+    a, b = apply(scanned, qs, TOKENS), apply(unrolled, qf, TOKENS)
     assert _relative(a, b) < 1e-3  # a sum in another order may flip an activation's rounding
 
 
 def test_shared_input_shares_the_transform():
     model = models.Unrolled(layers=1)
-    params = jax.jit(model.init)(KEY, TOKENS)["params"]
+    params = models.init(model, TOKENS)["params"]
     q = wush_jax.quantize(params, [TOKENS], model=model, config=CONFIG)["block_0"]["attention"]
     query, key, out = (q[name]["kernel"] for name in ("query", "key", "out"))
     assert query.shared_input == key.shared_input == "block_0/attention/query"
@@ -114,7 +123,7 @@ def test_shared_input_shares_the_transform():
 def test_shared_input_is_encoded_once():
     """Query, key and value quantize their common input once, not three times."""
     model = models.Attention()
-    params = jax.jit(model.init)(KEY, X)["params"]
+    params = models.init(model, X)["params"]
     q = wush_jax.quantize(params, [X], model=model, config=CONFIG)
 
     def rounds(tree):
@@ -126,7 +135,7 @@ def test_shared_input_is_encoded_once():
 
 def test_module_called_twice_sums_over_both_calls():
     model = models.Shared()
-    params = jax.jit(model.init)(KEY, X)["params"]
+    params = models.init(model, X)["params"]
     _, report = wush_jax.quantize(params, [X], model=model, config=CONFIG, return_report=True)
     tokens = {row.path: row.tokens for row in report.layers}
     assert tokens == {"twice": 2 * 64, "once": 64}
@@ -135,13 +144,13 @@ def test_module_called_twice_sums_over_both_calls():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_dtypes_follow_flax(dtype):
     model = models.Mlp(dtype=dtype, param_dtype=jnp.bfloat16)
-    params = jax.jit(model.init)(KEY, X)["params"]
+    params = models.init(model, X)["params"]
     q = wush_jax.quantize(params, [X], model=model, config=CONFIG)
-    exact: Any = model.apply({"params": params}, X)
-    answer = wush_jax.apply(model, q, X)
+    exact = exactly(model, {"params": params}, X)
+    answer = apply(model, q, X)
     assert answer.dtype == exact.dtype == dtype
     assert _relative(answer, exact) < 0.03
-    restored = wush_jax.dequantize(q)["up"]["kernel"]
+    restored = dequantize(q)["up"]["kernel"]
     assert restored.dtype == jnp.bfloat16
 
 
@@ -150,30 +159,30 @@ def test_contracted_axes_in_any_order(axis):
     """Flax sorts them; of equal sizes, a wrong order would go unnoticed but for the result."""
     model = nn.DenseGeneral(16, axis=axis, name="dense")
     x = jax.random.normal(KEY, (16, 8, 8)) * jnp.arange(1.0, 9.0)
-    params = jax.jit(model.init)(KEY, x)["params"]
+    params = models.init(model, x)["params"]
     q = wush_jax.quantize(params, [x], model=model, config=CONFIG)
-    assert _relative(wush_jax.apply(model, q, x), model.apply({"params": params}, x)) < 0.03
+    assert _relative(apply(model, q, x), exactly(model, {"params": params}, x)) < 0.03
 
 
 def test_padding_an_odd_width():
     model = nn.Dense(8)
     x = jax.random.normal(KEY, (16, 40))
-    params = jax.jit(model.init)(KEY, x)["params"]
+    params = models.init(model, x)["params"]
     config = wush_jax.Config(format="int8", gauges=1, sample_tokens=32, pad=True)
     q = wush_jax.quantize(params, [x], model=model, config=config)
     assert isinstance(q["kernel"], QuantizedKernel)
     assert q["kernel"].padded_features == 64
-    assert _relative(wush_jax.apply(model, q, x), model.apply({"params": params}, x)) < 0.03
-    assert wush_jax.dequantize(q)["kernel"].shape == (40, 8)
+    assert _relative(apply(model, q, x), exactly(model, {"params": params}, x)) < 0.03
+    assert dequantize(q)["kernel"].shape == (40, 8)
 
 
 def test_weight_only():
     model = models.Mlp()
-    params = jax.jit(model.init)(KEY, X)["params"]
+    params = models.init(model, X)["params"]
     config = wush_jax.Config(act_format=None, gauges=1, sample_tokens=32)
     q = wush_jax.quantize(params, [X], model=model, config=config)
     assert q["up"]["kernel"].act_format is None
-    answer = wush_jax.apply(model, q, X)
+    answer = apply(model, q, X)
     with jax.default_matmul_precision("highest"):
-        restored = model.apply({"params": wush_jax.dequantize(q)}, X)
+        restored = exactly(model, {"params": dequantize(q)}, X)
     assert _relative(answer, restored) < 1e-5  # nothing but the weights is rounded

@@ -39,7 +39,7 @@ def _sharded(params: Any, mesh: Mesh) -> Any:
 
 
 def test_sharded_equals_unsharded(mesh):
-    params = jax.jit(MODEL.init)(KEY, X)["params"]
+    params = models.init(MODEL, X)["params"]
     alone = wush_jax.quantize(params, [X], model=MODEL, config=CONFIG)
     batch = jax.device_put(X, NamedSharding(mesh, P("data")))
     sharded = _sharded(params, mesh)

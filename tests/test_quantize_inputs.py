@@ -19,7 +19,7 @@ CONFIG = Config(gauges=1, sample_tokens=32)
 KEY = jax.random.key(2)
 X = jax.random.normal(KEY, (4, 16, 32))
 MODEL = models.Mlp()
-PARAMS: Any = jax.jit(MODEL.init)(KEY, X)["params"]
+PARAMS: Any = models.init(MODEL, X)["params"]
 
 
 class Masked(nn.Module):
@@ -32,7 +32,7 @@ class Masked(nn.Module):
 
 def test_batches_as_arrays_tuples_and_mappings():
     model, mask = Masked(), jnp.ones((4, 16))
-    params = jax.jit(model.init)(KEY, X, mask)["params"]
+    params = models.init(model, X, mask)["params"]
     by_position = wush_jax.quantize(params, [(X, mask)], model=model, config=CONFIG)
     by_name = wush_jax.quantize(params, [{"x": X, "mask": mask}], model=model, config=CONFIG)
     jax.tree.map(np.testing.assert_array_equal, by_position, by_name)
@@ -47,7 +47,7 @@ def test_a_generator_is_consumed_once_and_shapes_may_vary():
 def test_masked_tokens_do_not_count():
     model = Masked()
     mask = (jnp.arange(16) < 10) * jnp.ones((4, 1))
-    params = jax.jit(model.init)(KEY, X, mask)["params"]
+    params = models.init(model, X, mask)["params"]
     options = {"model": model, "config": CONFIG, "return_report": True, "mask": lambda b: b[1]}
     q, report = wush_jax.quantize(params, [(X, mask)], **options)
     garbage = jnp.where(mask[..., None] == 0, 1e3, X)
@@ -68,7 +68,7 @@ def test_model_free_equals_with_model():
 
 def test_model_free_shares_by_object_and_takes_multi_axis_kernels():
     attention = models.Attention()
-    params = jax.jit(attention.init)(KEY, X)["params"]
+    params = models.init(attention, X)["params"]
     heads = jax.random.normal(KEY, (4, 16, 2, 16))
     captured = {"query": X, "key": X, "value": X + 0, "out": heads}
     q = wush_jax.quantize(params, [captured], config=CONFIG)
@@ -97,7 +97,7 @@ def test_rules_first_match_wins_and_unused_are_reported():
 def test_heads_stay_float_unless_a_rule_says_otherwise():
     model = models.Unrolled(layers=1)
     tokens = jnp.zeros((2, 8), int)
-    params = jax.jit(model.init)(KEY, tokens)["params"]
+    params = models.init(model, tokens)["params"]
     q, report = wush_jax.quantize(params, [tokens], model=model, config=CONFIG, return_report=True)
     assert set(report.skipped) == {"lm_head"}
     assert q["embed"]["embedding"] is params["embed"]["embedding"]
@@ -124,6 +124,7 @@ def _with(path: str, value) -> dict:
     return {**PARAMS, name: {**PARAMS[name], "kernel": value}}
 
 
+RNN = nn.RNN(nn.SimpleCell(32))
 UP = PARAMS["up"]["kernel"]
 REFUSED = {
     "no batch": (lambda: wush_jax.quantize(PARAMS, [], model=MODEL), "at least one batch"),
@@ -151,7 +152,7 @@ REFUSED = {
     ),
     "odd width": (
         lambda: wush_jax.quantize(
-            nn.Dense(8).init(KEY, jnp.ones((2, 40)))["params"],
+            models.init(nn.Dense(8), jnp.ones((2, 40)))["params"],
             [jnp.ones((2, 40))],
             model=nn.Dense(8),
         ),
@@ -177,20 +178,17 @@ REFUSED = {
         "no linear layer",
     ),
     "shared kernel": (
-        lambda: wush_jax.quantize(
-            nn.RNN(nn.SimpleCell(32)).init(KEY, X)["params"], [X], model=nn.RNN(nn.SimpleCell(32))
-        ),
+        lambda: wush_jax.quantize(models.init(RNN, X)["params"], [X], model=RNN),
         "cell/i, cell/h: .* shared among the steps",
     ),
     "format": (lambda: Config(format="fp5"), "mxfp4"),
     "transform": (lambda: Config(transform="wish"), "unknown transform 'wish'.*wush"),
     "block": (lambda: Config(transform_block=48), "power of two"),
     "strength": (lambda: Config(strength=2), "between 0 and 1"),
-    "solver": (lambda: Config(solver="gqpt"), "unknown solver"),
     "rule option": (lambda: Rule("up", fromat="int4"), "fromat"),
     "rule pattern": (lambda: Rule("("), "not a regular expression"),
     "rule value": (lambda: Config(rules=(Rule("up", format="fp5"),)), "mxfp4"),
-    "solver": (lambda: Config(solver="gtpq"), "rtn, gptq"),
+    "solver": (lambda: Config(solver="gtpq"), "unknown solver .* rtn, gptq"),
     "objective": (lambda: Config(objective="AW"), "WA, W"),  # type: ignore
     "candidate": (lambda: Config(transform="auto", candidates=("wsuh-64",)), "wsuh-64"),
     "candidate's D": (lambda: Config(transform="auto", candidates=("wush-48",)), "48"),
