@@ -208,7 +208,7 @@ def test_objective_is_the_mean_squared_output_error():
     def build(r, rounded, a):
         noise = objective.noise(r, rounded, jnp.uint32(tokens), features)
         moment = moments.second_moment(moments.of(r))
-        return objective.objective(a, moment, noise, 1e-6)
+        return objective.objective(a, moment, noise, 1e-6, 1.0)
 
     built = build(r, rounded, a)
     exact = rounded.T.astype(np.float64) @ rounded / tokens

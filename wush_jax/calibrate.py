@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from wush_jax import moments, plan, trees
 from wush_jax.calibration import Calibration
@@ -80,6 +80,7 @@ def calibrate(
     if not observers:
         raise ValueError("calib_batches is empty: calibration needs at least one batch")
     planned.close(variables["params"])
+    check_kernels(planned, trees.kernel_paths(variables["params"]))  # else blamed on the inputs
     sound = jax.device_get(_all_sound({p: s.moments for p, s in statistics.items()}))
     for leader in planned.groups():
         if not sound[leader]:
@@ -88,8 +89,21 @@ def calibrate(
     return Calibration(found, frozenset(planned.called), statistics, dict(planned.leaders))
 
 
+def check_kernels(planned: Plan, kernels: Mapping[str, Array]) -> None:
+    """Raises ValueError naming the first module to be quantized whose kernel is not finite."""
+    finite = jax.device_get(_all_finite({path: kernels[path] for path in planned.layers}))
+    for path, good in finite.items():
+        if not good:
+            raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
+
+
 @jax.jit
-def _all_sound(sums: dict[str, Moments]) -> dict[str, jax.Array]:
+def _all_finite(arrays: dict[str, Array]) -> dict[str, Array]:
+    return {name: jnp.isfinite(array).all() for name, array in arrays.items()}
+
+
+@jax.jit
+def _all_sound(sums: dict[str, Moments]) -> dict[str, Array]:
     return {p: jnp.isfinite(m.total).all() & (m.count > 0).all() for p, m in sums.items()}
 
 

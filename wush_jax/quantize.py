@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from wush_jax import exponents, hadamard, measure, solve, stacking, trees
 from wush_jax.auto import choose_transform
-from wush_jax.calibrate import calibrate
+from wush_jax.calibrate import calibrate, check_kernels
 from wush_jax.calibration import Calibration
 from wush_jax.config import Config, LayerConfig
 from wush_jax.contraction import kernel_to_matrix
@@ -95,7 +95,7 @@ def quantize(
     del calibration  # an own one's statistics go, input by input, as their layers are done
 
     kernels = trees.kernel_paths(variables["params"])
-    _check_kernels(planned, kernels)
+    check_kernels(planned, kernels)
     replaced: dict[str, QuantizedKernel] = {}
     rows: list[LayerReport] = []
     groups = planned.groups()
@@ -118,19 +118,6 @@ def quantize(
     out = {**variables, "params": trees.replace_kernels(variables["params"], replaced)}
     out = out if is_variables(params) else out["params"]
     return (out, report) if return_report else out
-
-
-def _check_kernels(planned: Plan, kernels: Mapping[str, Array]) -> None:
-    """Raises ValueError naming the first module to be quantized whose kernel is not finite."""
-    finite = jax.device_get(_all_finite({path: kernels[path] for path in planned.layers}))
-    for path, good in finite.items():
-        if not good:
-            raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
-
-
-@jax.jit
-def _all_finite(arrays: dict[str, Array]) -> dict[str, Array]:
-    return {name: jnp.isfinite(array).all() for name, array in arrays.items()}
 
 
 def _solve_group(
