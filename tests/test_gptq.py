@@ -241,7 +241,8 @@ def test_golden_losses(fmt, transform, block):
     """The paper's GPTQ losses on real layers, met within 3 % as they are, and beaten in earnest.
 
     Beaten by 6 % in the mean although our objective is not this loss alone: it gives up some of it
-    for less bias, see `wush_jax.objective`. Only second moments are known of the calibration tokens: samples are drawn with those moments.
+    for less bias, see `wush_jax.objective`. Only second moments are known of the calibration
+    tokens: samples are drawn with those moments.
     """
     paper = {"objective": "W", "refine": 0, "gauges": 1}
     ratios = []
