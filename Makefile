@@ -7,10 +7,17 @@ SOURCES := wush_jax kernels examples tests
 # Small solves in many BLAS threads wait for one another more than they work.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-gpu lint format bench-calibration bench-gpu clean
+.PHONY: quickstart accuracy lm test test-gpu lint format bench-calibration bench-gpu clean
 
 quickstart: .venv/examples.stamp
 	$(BIN)/python -m examples.quantize_encoder $(ARGS)
+
+# The accuracy tables of the README: the encoder, method by method; the language model.
+accuracy: .venv/examples.stamp
+	$(BIN)/python -m examples.encoder_accuracy $(ARGS)
+
+lm: .venv/examples.stamp
+	$(BIN)/python -m examples.quantize_lm $(ARGS)
 
 test: lint
 	$(BIN)/pytest -n 2

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from examples.stdlib import Split, sources, split_of
 
 Domain = Literal["docstrings", "comments"]
+DOMAINS: tuple[Domain, ...] = ("docstrings", "comments")
 
 MIN_CHARACTERS = 60
 _MIN_PROSE = 0.85  # share of letters and spaces below which a paragraph is code or a table
