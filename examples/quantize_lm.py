@@ -34,6 +34,7 @@ import wush_jax
 from examples import train_lm
 from examples.lm import order, results, text, weights
 from examples.lm.grid import FORMATS, SOLVERS, TRANSFORMS, grid
+from examples.lm.model import Decoder, Layer
 from examples.lm.recipes import RECIPES
 from wush_jax.progress import track
 from wush_jax.tables import write_json
@@ -98,9 +99,11 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         calibration = wush_jax.calibrate(params, batches, model=model, key=jax.random.key(seed))
         for row in track(rows, f"quantizing, seed {seed}"):
             clock = time.perf_counter()
-            qparams = wush_jax.quantize(
-                params, calibration, config=row.config, key=jax.random.key(seed), progress=False
-            )
+            how = {"config": row.config, "key": jax.random.key(seed), "progress": False}
+            if row.sequential:
+                qparams = wush_jax.quantize_blocks(params, batches, **stack(model), **how)
+            else:
+                qparams = wush_jax.quantize(params, calibration, **how)
             candidates[key_of(row.name, seed)] = jax.block_until_ready(qparams)
             seconds[row.name].append(time.perf_counter() - clock)
         console.print(f"{time.perf_counter() - started:6.0f} s  seed {seed} quantized")
@@ -114,7 +117,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         for row in rows
     ]
     comparisons = order.compare(
-        collected, lambda a, b, seed: found.difference(key_of(a, seed), key_of(b, seed), "loss")
+        collected, lambda a, b, seed, of: found.difference(key_of(a, seed), key_of(b, seed), of)
     )
     return {
         "weights": path.name,
@@ -130,6 +133,16 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "rows": [results.as_dict(result) for result in collected],
         "order": [comparison.as_dict() for comparison in comparisons],
     }
+
+
+def stack(model: Decoder) -> dict[str, Any]:
+    """The model as `wush_jax.quantize_blocks` takes it: what embeds, and the layers in order."""
+    layers = {f"layer_{i}": Layer(model.config, model.dtype) for i in range(model.config.layers)}
+
+    def embed(params: Any, ids: jax.Array) -> jax.Array:
+        return params["embed"]["embedding"][ids].astype(model.dtype)
+
+    return {"embed": embed, "blocks": layers}
 
 
 def find_weights(options: argparse.Namespace, console: Console) -> Path:

@@ -233,7 +233,7 @@ class TestWeights:
 class TestGrid:
     def test_rows(self):
         rows = grid()
-        assert len(rows) == 3 * (5 * 2 + 3)
+        assert len(rows) == 3 * (5 * 2 + 4)
         assert len({row.name for row in rows}) == len(rows)
         configs = {row.name: row.config for row in rows}
         paper = configs["mxfp4 wush gptq"]
@@ -247,6 +247,9 @@ class TestGrid:
         assert configs[f"mxfp4 wush {OURS}"] == ours
         best = dataclasses.replace(ours, transform_block=128, scale_search=True)
         assert configs[f"mxfp4 wush-128 {SEARCH}"] == best
+        assert [row.name for row in rows if row.sequential] == [
+            f"{fmt} wush-128 {SEARCH}, sequential" for fmt in ("mxfp4", "nvfp4", "int4")
+        ]
 
     def test_chosen_rows(self):
         rows = grid(["int4"], ["hadamard", "wush@0.5"], ["rtn"], ours=False, auto=True)
@@ -265,8 +268,8 @@ class TestGrid:
 
 def result(name: str, delta: list[float]) -> results.Result:
     format, transform, solver = name.split(" ", 2)
-    ones = [1.0] * len(delta)
-    return results.Result(format, transform, solver, ones, delta, ones, ones, ones, ones)
+    ones, kl = [1.0] * len(delta), [10 * d for d in delta]
+    return results.Result(format, transform, solver, ones, delta, ones, kl, ones, ones)
 
 
 DELTA = {
@@ -282,13 +285,15 @@ class TestOrder:
     def compare(self, delta, error=0.01):
         losses = {"float": [0.0] * 3, **delta}
 
-        def difference(a, b, seed):
-            return losses[a][seed] - losses[b][seed], error
+        def difference(a, b, seed, metric):
+            scale = {"loss": 1, "kl": 10}[metric]
+            return scale * (losses[a][seed] - losses[b][seed]), scale * error
 
         return order.compare([result(name, d) for name, d in delta.items()], difference)
 
     def test_each_step_with_its_error(self):
-        found = self.compare(DELTA)
+        everything = self.compare(DELTA)
+        found = [c for c in everything if c.metric == "loss"]
         assert [c.lower for c in found] == [
             "float model",
             f"best of ours (wush-128, {OURS})",
@@ -301,10 +306,14 @@ class TestOrder:
         )
         # text: 0.01, alike for all seeds; calibration: a deviation of 0.03 / sqrt(3), and 3 seeds
         np.testing.assert_allclose([c.error for c in found], np.hypot(0.01, 0.01))
+        by_kl = [c for c in everything if c.metric == "kl"]
+        assert [(c.lower, c.verdict) for c in by_kl] == [(c.lower, c.verdict) for c in found[1:]]
+        np.testing.assert_allclose([c.difference for c in by_kl], [-0.4, 0, 0.9], atol=1e-12)
 
     def test_statement_says_what_holds(self):
         said = order.statement(self.compare(DELTA))
-        assert "mxfp4: 2 of 4 steps of the expected order hold" in said
+        assert "mxfp4, loss: 2 of 4 steps of the order hold" in said
+        assert "mxfp4, kl: 1 of 3 steps of the order hold" in said
         assert "Hadamard GPTQ < Hadamard RTN: +0.09000 ± 0.01414 nats, 6.4 errors: holds" in said
         assert "3 calibration seeds" in said
         assert "on this very text" in said
@@ -321,6 +330,18 @@ class TestOrder:
             data = json.loads(json.dumps(comparison.as_dict()))
             assert data["verdict"] == comparison.verdict
             assert order.from_dict(data) == comparison
+
+
+def test_the_stack_of_layers_is_the_model():
+    model, params = Decoder(TINY), random_params(TINY)
+    ids = np.arange(16).reshape(1, 16)
+    stack = quantize_lm.stack(model)
+    x = stack["embed"](params, ids)
+    for name, layer in stack["blocks"].items():
+        x = layer.apply({"params": params[name]}, x)
+    x = x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-5) * params["norm"]["scale"]
+    expected: Any = model.apply({"params": params}, ids)
+    np.testing.assert_allclose(x @ params["lm_head"]["kernel"], expected, atol=1e-4)
 
 
 def test_quantize_lm(tmp_path, capsys):
@@ -344,7 +365,11 @@ def test_quantize_lm(tmp_path, capsys):
         assert np.log(perplexity / data["float"]["perplexity"]) == pytest.approx(delta, abs=1e-6)
         assert row["kl"][0] > 0
     steps = data["order"]
-    assert [step["higher"] for step in steps] == ["the paper's best (wush, gptq)", "Hadamard GPTQ"]
+    assert [(step["metric"], step["higher"]) for step in steps] == [
+        ("loss", "the paper's best (wush, gptq)"),
+        ("loss", "Hadamard GPTQ"),
+        ("kl", "Hadamard GPTQ"),
+    ]
     assert steps[0]["differences"] == data["rows"][1]["delta_loss"]
     assert (first / "lm.png").read_bytes().startswith(b"\x89PNG")
 

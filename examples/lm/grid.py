@@ -12,6 +12,8 @@ FORMATS = ("mxfp4", "nvfp4", "int4")
 TRANSFORMS = ("identity", "hadamard", "wus", "wush", "wush-128")
 SOLVERS = ("rtn", "gptq")
 OURS, SEARCH = "gptq, ours", "gptq, ours + search"  # solvers of the rows that are not the paper's
+SEQUENTIAL = f"{SEARCH}, sequential"
+OUR_SOLVERS = (OURS, SEARCH, SEQUENTIAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +22,15 @@ class Row:
 
     Attributes:
       format, transform, solver: as the table calls them.
-      config: what `wush_jax.quantize` gets.
+      config: what `wush_jax.quantize` gets, or `wush_jax.quantize_blocks`.
+      sequential: layer by layer, each on what the quantized layers before it put out.
     """
 
     format: str
     transform: str
     solver: str
     config: wush_jax.Config
+    sequential: bool = False
 
     @property
     def name(self) -> str:
@@ -55,8 +59,8 @@ def grid(
 
     Args:
       transforms: names, with D where it is not the format's group size: "wush-128".
-      ours: three more rows a format: our GPTQ of WUSH and of WUSH with D = 128, and of the latter
-        with scale search.
+      ours: four more rows a format: our GPTQ of WUSH and of WUSH with D = 128; the latter with
+        scale search, in one pass and sequentially.
       auto: another one, which chooses every layer's transform itself, by the last of these solvers.
 
     Raises:
@@ -77,6 +81,7 @@ def grid(
             rows.append(Row(format, "wush-128", OURS, wide))
             config = dataclasses.replace(search, transform_block=128)
             rows.append(Row(format, "wush-128", SEARCH, config))
+            rows.append(Row(format, "wush-128", SEQUENTIAL, config, sequential=True))
         if auto:
             rows.append(Row(format, "auto", SEARCH, dataclasses.replace(search, transform="auto")))
     return rows
