@@ -32,7 +32,7 @@ import wush_jax
 from examples.minilm import evaluate, load, text
 
 FORMATS = ("mxfp4", "nvfp4", "int4")
-TRANSFORMS = ("identity", "hadamard", "wus", "wush", "unshared")
+TRANSFORMS = ("identity", "hadamard", "wus", "wush", "unshared", "best")
 
 CALIBRATION_TOKENS = 32_768
 HELD_OUT_TOKENS = 2_048
@@ -56,10 +56,10 @@ def main() -> None:
     #
     #     qparams = wush_jax.quantize(params, batches, model=model, mask=lambda b: b["mask"])
     #
-    # It runs the float model over the batches. Here many configurations follow one another, so
-    # what enters each layer is captured once, and `quantize` is given that instead of the model.
+    # It runs the float model over the batches. Here many configurations follow one another, so the
+    # model runs once, and `quantize` is given what `calibrate` kept instead of the batches.
     with console.status(f"running the float model over {options.tokens} tokens"):
-        calibration = evaluate.layer_inputs(model, params, batches, rows=4096)
+        calibration = wush_jax.calibrate(params, batches, model=model, mask=lambda b: b["mask"])
         (inputs,) = evaluate.layer_inputs(model, params, held_out_batches, HELD_OUT_TOKENS)[:1]
         reference = evaluate.embeddings(model, params, sentences)
 
@@ -144,7 +144,12 @@ def configurations(
     """Format, name of the row, and configuration."""
     for fmt in formats:
         for transform in transforms:
-            if transform != "unshared":
+            if transform == "best":
+                best = wush_jax.Config(
+                    format=fmt, transform_block=128, solver="gptq", scale_search=True
+                )
+                yield fmt, "wush-128, gptq", best
+            elif transform != "unshared":
                 yield fmt, transform, wush_jax.Config(format=fmt, transform=transform)
             elif fmt == "mxfp4":  # WUSH, with one transform each for query, key and value
                 yield fmt, "wush unshared", wush_jax.Config(format=fmt, share_inputs=False)
