@@ -3,7 +3,8 @@
     python -m examples.quantize_encoder
 
 all-MiniLM-L6-v2 is calibrated on docstrings of Python's standard library and judged on other
-modules' docstrings. For each number format and transform it prints
+modules' docstrings. For each number format and transform (rounded to nearest, but for the last
+row) it prints
 
 * layer error: ‖y - xW‖² / ‖xW‖² on held-out text, geometric mean over the 36 linear layers;
 * cosine: of the sentence embeddings to those of the float32 model, mean over held-out sentences;
@@ -158,7 +159,7 @@ def configurations(
 def new_table() -> Table:
     table = Table(title="all-MiniLM-L6-v2, 4-bit weights and activations, on held-out text")
     for name in ("format", "transform"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("layer error", "cosine", "linear MB", "model MB", "seconds"):
         table.add_column(name, justify="right")
     return table

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--formats", type=cli.words, default=["mxfp4", "nvfp4", "int4"])
     options = parser.parse_args()
     console, started = Console(width=120), time.perf_counter()
-    found = results.Results("solvers", options.out, tokens=TOKENS)
+    found = results.Results("solvers", options.out, timer="wall", tokens=TOKENS)
     for size in options.sizes:
         kernel, x = _layer(size)
         params = {"layer": {"kernel": kernel}}
