@@ -15,7 +15,13 @@ from wush_jax.files import write_atomically
 from wush_jax.tables import plus_minus
 
 # Okabe-Ito colours and shapes: told apart by colour-blind readers too.
-_MARKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "D"), ("#CC79A7", "^"))
+_MARKS = (
+    ("#0072B2", "o"),
+    ("#E69F00", "s"),
+    ("#009E73", "D"),
+    ("#CC79A7", "^"),
+    ("#D55E00", "v"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
