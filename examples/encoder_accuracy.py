@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,10 +87,8 @@ def main() -> None:
         params, batches, model=model, mask=lambda b: b["mask"], key=jax.random.key(options.seed)
     )
     held_out = {domain: _inputs(model, params, tokenizer, domain) for domain in text.DOMAINS}
-    fits = (
-        t for t in text.paragraphs("evaluation") if len(tokenizer.encode(t).ids) <= SENTENCE_LENGTH
-    )
-    sentences = text.encode(tokenizer, itertools.islice(fits, SENTENCES), SENTENCE_LENGTH)
+    paragraphs = text.paragraphs("evaluation")
+    sentences = text.sentences(tokenizer, paragraphs, SENTENCES, SENTENCE_LENGTH)
     reference = evaluate.embeddings(model, params, sentences)
 
     rows: list[dict[str, Any]] = []

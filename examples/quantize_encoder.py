@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -50,8 +49,7 @@ def main() -> None:
         batches = text.batches(tokenizer, text.paragraphs("calibration"), tokens=options.tokens)
         held_out = text.paragraphs("evaluation")
         held_out_batches = text.batches(tokenizer, held_out, tokens=HELD_OUT_TOKENS)
-        short = (t for t in held_out if len(tokenizer.encode(t).ids) <= SENTENCE_LENGTH)
-        sentences = text.encode(tokenizer, itertools.islice(short, SENTENCES), SENTENCE_LENGTH)
+        sentences = text.sentences(tokenizer, held_out, SENTENCES, SENTENCE_LENGTH)
 
     # One line is enough to quantize a model:
     #

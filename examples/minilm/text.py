@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import random
 import tokenize
 import warnings
@@ -100,6 +101,12 @@ def pad(rows: list[list[int]], length: int) -> Batch:
 def encode(tokenizer: Tokenizer, texts: Iterable[str], length: int = 128) -> Batch:
     """One row per text, cut to `length` tokens: ids and mask, both int32 [texts, length]."""
     return pad(list(_rows(tokenizer, texts, length, pack=False)), length)
+
+
+def sentences(tokenizer: Tokenizer, texts: Iterable[str], count: int, length: int) -> Batch:
+    """`encode` of the first `count` texts that fit whole into rows of `length` tokens."""
+    fit = (text for text in texts if len(tokenizer.encode(text).ids) <= length)
+    return encode(tokenizer, itertools.islice(fit, count), length)
 
 
 def _rows(
