@@ -7,24 +7,24 @@ logits = jax.jit(lambda p, x: wush_jax.apply(model, p, x))(qparams, tokens)
 from collections.abc import Mapping
 from typing import Any
 
-from wush_jax import trees as _trees
-from wush_jax.abstract import abstract_quantize
-from wush_jax.calibrate import calibrate
-from wush_jax.calibration import Calibration
 from wush_jax.config import Config, Rule
-from wush_jax.evaluate import evaluate
-from wush_jax.evaluation import Evaluation, Evaluations
-from wush_jax.explain import explain
-from wush_jax.flax.layer_errors import layer_errors
-from wush_jax.flax.linen import apply
-from wush_jax.kernel import QuantizedKernel
-from wush_jax.prepare import prepare, unprepare
-from wush_jax.quantize import quantize
-from wush_jax.report import Report
-from wush_jax.rules import DEFAULT_RULES
-from wush_jax.sequential import quantize_blocks
-from wush_jax.sweep import sweep
-from wush_jax.sweep_result import Sweep
+from wush_jax.config.rules import DEFAULT_RULES
+from wush_jax.evaluation.evaluate import evaluate
+from wush_jax.evaluation.result import Evaluation, Evaluations
+from wush_jax.frontends.linen.layer_errors import layer_errors
+from wush_jax.frontends.linen.run import apply
+from wush_jax.layers import trees as _trees
+from wush_jax.layers.quantized_kernel import QuantizedKernel
+from wush_jax.ops.explain import explain
+from wush_jax.ops.prepare import prepare, unprepare
+from wush_jax.quantization.abstract import abstract_quantize
+from wush_jax.quantization.calibrate import calibrate
+from wush_jax.quantization.calibration import Calibration
+from wush_jax.quantization.quantize import quantize
+from wush_jax.quantization.report.report import Report
+from wush_jax.quantization.sequential.blocks import quantize_blocks
+from wush_jax.sweeps.result import Sweep
+from wush_jax.sweeps.sweep import sweep
 
 __all__ = [
     "DEFAULT_RULES",

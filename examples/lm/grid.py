@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import wush_jax
-from wush_jax import candidates
+from wush_jax.transforms import spec as candidates
 
 FORMATS = ("mxfp4", "nvfp4", "int4")
 TRANSFORMS = ("identity", "hadamard", "wus", "wush", "wush-128")

@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from examples.lm.grid import Row, name_of
-from wush_jax.files import write_atomically
-from wush_jax.tables import plus_minus
+from wush_jax.reporting.files import write_atomically
+from wush_jax.reporting.tables import plus_minus
 
 # Okabe-Ito colours and shapes: told apart by colour-blind readers too.
 _MARKS = (

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from examples.lm.model import Decoder, LmConfig
-from wush_jax.files import write_atomically
+from wush_jax.reporting.files import write_atomically
 
 
 def save(

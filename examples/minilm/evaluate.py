@@ -16,7 +16,7 @@ import numpy as np
 import wush_jax
 from examples.minilm.model import BertEncoder, sentence_embedding
 from examples.minilm.text import Batch
-from wush_jax import ops
+from wush_jax.ops import online as ops
 
 
 def layer_inputs(

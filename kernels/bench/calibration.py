@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `examples` is not an insta
 
 import wush_jax
 from examples.minilm import load, text
-from wush_jax.calibrate import calibrate
+from wush_jax.quantization.calibrate import calibrate
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:

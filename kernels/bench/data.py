@@ -18,8 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float
 
-from wush_jax import exponents, formats, hadamard, reference
-from wush_jax.kernel import QuantizedKernel
+from wush_jax import formats
+from wush_jax.formats import exactness as exponents
+from wush_jax.layers.quantized_kernel import QuantizedKernel
+from wush_jax.ops.implementations import xla as reference
+from wush_jax.transforms import hadamard
 
 COLD_BYTES = 400e6  # an H200's L2 cache is 60 MB, and a program may not read all of its leaves
 _MOST_COPIES = 32

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 import wush_jax
 from kernels.bench import ceilings, data, qwix_baseline
 from kernels.bench.shapes import Case
-from wush_jax import ops
-from wush_jax.kernel import QuantizedKernel
+from wush_jax.layers.quantized_kernel import QuantizedKernel
+from wush_jax.ops import online as ops
 
 BASELINES = ("block_scaled", "qwix")  # slow to compile and to run
 ACCUMULATION = "fast"  # of the FP8 products; the default of `wush_jax.ops`

@@ -27,10 +27,11 @@ from rich.table import Table
 
 import wush_jax
 from kernels.bench import cli, results
-from wush_jax import formats, moments
-from wush_jax.objective import Objective, losses, objective
+from wush_jax import formats
 from wush_jax.solvers.minimise import minimise
+from wush_jax.solvers.objective import Objective, losses, objective
 from wush_jax.solvers.rounded import Rounded
+from wush_jax.statistics import moments
 
 TOKENS = 8192
 SOLVERS = {

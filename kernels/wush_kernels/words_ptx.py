@@ -3,7 +3,7 @@
 A code `s ee m` put in float16 as s << 15 | eem << 9 is its value times 2^-14, subnormals included;
 one float16 product with the group's multiplier then gives the scaled value exactly. `PUBLIC` and
 `PRIVATE` say by which shifts the four pairs of a word (8 codes) get there; the private order of
-`wush_jax.layout` takes 6 logic instructions a word instead of 8.
+`wush_jax.formats.private_layout` takes 6 logic instructions a word instead of 8.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GPTQ: each rounding error is made up for by the features that are still to be rounded.
 
-With Ĥ = L⁻ᵀL⁻¹ the second moment of what enters the product (`wush_jax.objective`), in the basis of
+With Ĥ = L⁻ᵀL⁻¹ the second moment of what enters the product (`solvers.objective`), in the basis of
 the transform, features are rounded one after another, and what one loses moves the later ones:
 
     e_i = (a_i - q_i) / L_ii,    A_j -= L_ji e_i  for j > i
@@ -31,7 +31,7 @@ from wush_jax import formats
 from wush_jax.formats import Format
 from wush_jax.solvers import scale_search
 from wush_jax.solvers.rounded import Rounded
-from wush_jax.transforms import damp
+from wush_jax.transforms.families import damp
 
 _PANEL = 128  # features after which the rest of A is brought up to date
 _LEAST_DAMPING = 1e-3  # of an Ĥ that float32 finds indefinite

@@ -6,9 +6,9 @@ from jaxtyping import Array, BFloat16, Float
 
 from wush_jax import formats
 from wush_jax.config import LayerConfig
-from wush_jax.objective import Objective, losses
 from wush_jax.solvers import scale_search
 from wush_jax.solvers.gptq import gptq
+from wush_jax.solvers.objective import Objective, losses
 from wush_jax.solvers.refine import refine
 from wush_jax.solvers.rounded import Rounded
 from wush_jax.solvers.rtn import Solution, round_to_nearest

@@ -11,7 +11,7 @@ from jaxtyping import Array, BFloat16, Float, Num
 from wush_jax import formats
 from wush_jax.config import LayerConfig
 from wush_jax.formats import Format
-from wush_jax.transforms import Blocks
+from wush_jax.transforms.families import Blocks
 
 
 class Solution(NamedTuple):

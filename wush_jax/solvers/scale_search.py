@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from wush_jax import formats, moments, scales
-from wush_jax.formats import Format
-from wush_jax.objective import Objective
+from wush_jax import formats
+from wush_jax.formats import Format, scales
+from wush_jax.solvers.objective import Objective
 from wush_jax.solvers.rounded import Rounded
+from wush_jax.statistics import moments
 
 _OCTAVES = (0, -1, 1)
 _FACTORS = (1.0, 0.7, 0.77, 0.84, 0.92, 1.08, 1.16)

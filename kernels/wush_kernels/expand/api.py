@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from wush_jax import layout
 from wush_jax.formats import Format, get_format
+from wush_jax.formats import private_layout as layout
 from wush_kernels import _triton, words_ptx
 from wush_kernels.expand import expand_ptx, reference
 from wush_kernels.expand.config import Config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from wush_jax import formats, scales
-from wush_jax.formats import Format
+from wush_jax import formats
+from wush_jax.formats import Format, scales
 
 LIMITS = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 HIGHEST, LOWEST = 6, -23

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from wush_jax import layout, scales
-from wush_jax.formats import Format
+from wush_jax.formats import Format, scales
+from wush_jax.formats import private_layout as layout
 from wush_kernels.expand import reference as expand_reference
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wush_jax import hadamard
 from wush_jax.formats import Format
+from wush_jax.transforms import hadamard
 
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 BLOCKS = (16, 32, 64, 128)

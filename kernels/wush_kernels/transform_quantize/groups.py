@@ -2,7 +2,7 @@
 
 Groups are float32 [rows, groups, G]; everything of a group is [rows, groups, 1]. *amax* is the
 int32 bits of the group's largest magnitude before the ratio, so Inf and NaN are on top; the
-format's rule acts on group * ratio. Scales are those of `wush_jax.scales`, bit for bit, where
+format's rule acts on group * ratio. Scales are those of `formats.scales`, bit for bit, where
 group * ratio is not subnormal.
 """
 

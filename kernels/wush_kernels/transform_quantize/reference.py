@@ -8,8 +8,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
-from wush_jax import formats, hadamard, scales
-from wush_jax.formats import Format
+from wush_jax import formats
+from wush_jax.formats import Format, scales
+from wush_jax.transforms import hadamard
 
 E5M2_MAX = 57344.0
 F16_MAX = 65504.0

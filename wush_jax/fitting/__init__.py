@@ -1,0 +1,1 @@
+"""From statistics and float kernels to a transform and a quantized kernel."""

@@ -1,0 +1,1 @@
+"""Front ends: kinds of models, and how their linear layers are found, observed and run."""

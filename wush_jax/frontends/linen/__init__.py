@@ -1,0 +1,1 @@
+"""Flax Linen models, by `flax.linen.intercept_methods`."""

@@ -1,0 +1,1 @@
+"""Linear layers and the quantized kernels that stand in their place."""

@@ -1,0 +1,1 @@
+"""The online operations of a quantized layer, and which code runs them."""

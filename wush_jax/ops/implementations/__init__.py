@@ -1,0 +1,1 @@
+"""Every way in which a quantized layer can run here."""

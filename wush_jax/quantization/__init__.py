@@ -1,0 +1,1 @@
+"""The pipeline: calibrate, fit, solve, rebuild the params, report."""

@@ -1,0 +1,1 @@
+"""Quantizing a stack of blocks, each calibrated behind quantized ones."""

@@ -1,0 +1,1 @@
+"""Tables, files, progress and figures: helpers that know nothing of quantization."""

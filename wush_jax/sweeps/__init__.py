@@ -1,0 +1,1 @@
+"""Many configurations from one calibration, in one table."""

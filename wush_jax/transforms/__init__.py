@@ -1,0 +1,1 @@
+"""Blockwise transforms in closed form, and how good they are."""
