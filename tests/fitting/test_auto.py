@@ -13,7 +13,8 @@ import wush_jax
 from wush_jax.config import Config
 from wush_jax.fitting import auto
 from wush_jax.statistics import moments
-from wush_jax.statistics.observation import Statistics, observe
+from wush_jax.statistics.observation import observe
+from wush_jax.statistics.running import Statistics
 from wush_jax.transforms.spec import Spec, parse
 
 K, N, TOKENS = 64, 48, 1024

@@ -13,7 +13,7 @@ from wush_jax import formats
 from wush_jax.config import Config
 from wush_jax.fitting import fit, gauge, solve
 from wush_jax.statistics import moments
-from wush_jax.transforms import families as transforms
+from wush_jax.transforms import blocks, families, loss
 
 candidates = gauge._candidates
 
@@ -35,8 +35,8 @@ def fitted(x, w, config):
     """(transform without gauge, damped Sx, damped Sw, Sx)."""
     sx = moments.second_moment(moments.of(x, config.block))
     sw = moments.weight_moment(w, config.block)
-    pair = transforms.make(config.transform, sx, sw, key=jax.random.key(1))
-    return pair, transforms.damp(sx, 1e-2), transforms.damp(sw, 1e-2), sx
+    pair = families.make(config.transform, sx, sw, key=jax.random.key(1))
+    return pair, blocks.damp(sx, 1e-2), blocks.damp(sw, 1e-2), sx
 
 
 def gauged(pair, rotation, scale):
@@ -57,7 +57,7 @@ def test_every_candidate_is_a_gauge(transform):
     assert scales[0] == 1
     assert ((scales >= 1) & (scales < 2)).all()
     assert len(set(np.asarray(scales).tolist())) == 8
-    before = transforms.predicted_loss(pair, sx, sw)
+    before = loss.predicted_loss(pair, sx, sw)
     forward, inverse = (np.asarray(a, np.float64) for a in gauged(pair, rotations[0], 1))
     for rotation, scale in zip(rotations, np.asarray(scales, np.float64), strict=True):
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(16), atol=1e-6)
@@ -68,9 +68,9 @@ def test_every_candidate_is_a_gauge(transform):
         np.testing.assert_allclose(
             t.swapaxes(1, 2) @ t_inverse, forward.swapaxes(1, 2) @ inverse, atol=1e-4
         )
-        turned = transforms.Transform(jnp.float32(t), jnp.float32(t_inverse))
+        turned = blocks.Transform(jnp.float32(t), jnp.float32(t_inverse))
         if transform == "wush":  # flat diagonals: any rotation of this family keeps J
-            np.testing.assert_allclose(transforms.predicted_loss(turned, sx, sw), before, rtol=1e-4)
+            np.testing.assert_allclose(loss.predicted_loss(turned, sx, sw), before, rtol=1e-4)
 
 
 def brute_force(pair, rotation, scale, x, w, config):

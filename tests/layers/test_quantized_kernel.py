@@ -20,7 +20,7 @@ from wush_jax.ops import online as ops
 from wush_jax.ops.implementations import xla as reference
 from wush_jax.solvers.rtn import rtn, transformed_weights
 from wush_jax.statistics import moments
-from wush_jax.transforms import families as transforms
+from wush_jax.transforms import families
 
 K, N, M, D = 128, 48, 12, 32
 CASES = (("mxfp4", "wush"), ("nvfp4", "wush"), ("int4", "identity"), ("mxfp4", "hadamard"))
@@ -44,7 +44,7 @@ def weights(seed):
 def fit(w, x, config):
     sx = moments.second_moment(moments.of(x, config.block))
     sw = moments.weight_moment(w, config.block)
-    return transforms.make(config.transform, sx, sw, key=jax.random.key(0)).forward
+    return families.make(config.transform, sx, sw, key=jax.random.key(0)).forward
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -14,7 +14,9 @@ from jax.sharding import Mesh, PartitionSpec
 from wush_jax.statistics import moments
 from wush_jax.statistics import observation as statistics
 from wush_jax.statistics.moments import Moments
-from wush_jax.statistics.observation import Observation, Statistics
+from wush_jax.statistics.observation import Observation
+from wush_jax.statistics.running import Statistics
+from wush_jax.transforms import blocks
 
 of = jax.jit(moments.of, static_argnums=1)
 K, D = 64, 16
@@ -238,6 +240,6 @@ def test_merge_fills_up_before_it_drops():
 
 
 def test_pad_features():
-    assert statistics.pad_features(jnp.ones((2, 20)), 16).shape == (2, 32)
+    assert blocks.pad_features(jnp.ones((2, 20)), 16).shape == (2, 32)
     x = jnp.ones((2, 32))
-    assert statistics.pad_features(x, 16) is x
+    assert blocks.pad_features(x, 16) is x

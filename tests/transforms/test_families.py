@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wush_jax.transforms import families as transforms
-from wush_jax.transforms import hadamard
+from wush_jax.transforms import families, hadamard, loss
 
 SIZES = (16, 32, 64, 128)
 BLOCKS = 2
@@ -22,15 +21,15 @@ some = functools.partial(settings, deadline=None)
 @jax.jit
 def _families(sx, sw, strength, damping):
     options = {"strength": strength, "damping": damping, "key": jax.random.key(0)}
-    return {name: transforms.make(name, sx, sw, **options) for name in transforms.NAMES}
+    return {name: families.make(name, sx, sw, **options) for name in families.NAMES}
 
 
-def families(sx, sw, strength=1.0, damping=1e-2):
+def every_family(sx, sw, strength=1.0, damping=1e-2):
     """Every family at once: one compilation for each D."""
     return _families(sx, sw, strength, damping)
 
 
-loss = jax.jit(transforms.predicted_loss)
+predicted = jax.jit(loss.predicted_loss)
 
 
 def positive_definite(rng, block, condition):
@@ -103,7 +102,7 @@ def test_hadamard_refuses_other_orders(block):
 def test_every_family_pairs(block, seed, strength):
     """(x Tᵀ)(T⁻ᵀ W) = x W: T and T⁻ᵀ are what they say."""
     sx, sw, *_ = drawn(seed, block)
-    for name, pair in families(sx, sw, strength).items():
+    for name, pair in every_family(sx, sw, strength).items():
         t, inverse_transpose = float64(pair)
         np.testing.assert_allclose(
             t.swapaxes(1, 2) @ inverse_transpose,
@@ -118,7 +117,7 @@ def test_every_family_pairs(block, seed, strength):
 def test_wush_balances(block, seed):
     """T Sx Tᵀ = T⁻ᵀ Sw T⁻¹ = H S Hᵀ, whose diagonal is flat; TᵀT = Sw # Sx⁻¹."""
     sx, sw, dx, dw = drawn(seed, block)
-    t, inverse_transpose = float64(families(sx, sw)["wush"])
+    t, inverse_transpose = float64(every_family(sx, sw)["wush"])
     s = singular_values(dx, dw)
     h = hadamard.signs(block) / np.sqrt(block)
     mixed = (h * s[:, None, :]) @ h
@@ -137,9 +136,11 @@ def test_wush_balances(block, seed):
 @given(block=sizes, seed=seeds)
 def test_predicted_losses(block, seed):
     sx, sw, dx, dw = drawn(seed, block)
-    pairs = families(sx, sw)
+    pairs = every_family(sx, sw)
     losses = {
-        name: np.asarray(loss(t, jnp.asarray(dx), jnp.asarray(dw))) for name, t in pairs.items()
+        name: np.asarray(predicted(t, jnp.asarray(dx), jnp.asarray(dw)))
+        for name, t in pairs.items()
+    }
     }
     for name, t in pairs.items():  # against the definition
         x, w = (congruence(a, s) for a, s in zip(float64(t), (dx, dw), strict=True))
@@ -164,10 +165,10 @@ def test_diagonal_hadamard_is_best_for_diagonal_moments(block, seed):
     eye = np.eye(block, dtype=np.float32)
     sx, sw = (np.abs(moment) * eye for moment in drawn(seed, block)[:2])
     dx, dw = damped(sx), damped(sw)
-    pairs = families(sx, sw)
+    pairs = every_family(sx, sw)
     expected = np.sqrt(np.diagonal(dx * dw, axis1=1, axis2=2)).sum(-1) ** 2 / block
     for name in ("diagonal_hadamard", "wush"):
-        found = loss(pairs[name], jnp.asarray(dx), jnp.asarray(dw))
+        found = predicted(pairs[name], jnp.asarray(dx), jnp.asarray(dw))
         np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
 
 
@@ -175,7 +176,7 @@ def test_diagonal_hadamard_is_best_for_diagonal_moments(block, seed):
 @given(block=sizes, seed=seeds)
 def test_diagonal_gives_both_sides_the_same_diagonal(block, seed):
     sx, sw, dx, dw = drawn(seed, block)
-    t, inverse_transpose = float64(families(sx, sw)["diagonal"])
+    t, inverse_transpose = float64(every_family(sx, sw)["diagonal"])
     np.testing.assert_allclose(
         np.diagonal(congruence(t, dx), axis1=1, axis2=2),
         np.diagonal(congruence(inverse_transpose, dw), axis1=1, axis2=2),
@@ -188,7 +189,7 @@ def test_diagonal_gives_both_sides_the_same_diagonal(block, seed):
 def test_strength_shares_the_spectrum(block, seed, strength):
     """T Sx Tᵀ = H S^(2-strength) H and T⁻ᵀ Sw T⁻¹ = H S^strength H; at 0, TᵀT = Sw."""
     sx, sw, dx, dw = drawn(seed, block, condition=100)
-    t, inverse_transpose = float64(families(sx, sw, strength)["wush"])
+    t, inverse_transpose = float64(every_family(sx, sw, strength)["wush"])
     s, h = singular_values(dx, dw), hadamard.signs(block) / np.sqrt(block)
     assert_blocks_close(congruence(t, dx), (h * s[:, None, :] ** (2 - strength)) @ h)
     assert_blocks_close(congruence(inverse_transpose, dw), (h * s[:, None, :] ** strength) @ h)
@@ -200,10 +201,10 @@ def test_strength_shares_the_spectrum(block, seed, strength):
 @pytest.mark.parametrize("which", ["activations", "weights", "both"])
 def test_a_zero_block_is_not_transformed(which, block):
     sx, sw, *_ = drawn(3, block)
-    expected = families(sx, sw)
+    expected = every_family(sx, sw)
     sx[0] *= which == "weights"
     sw[0] *= which == "activations"
-    pairs = families(sx, sw)
+    pairs = every_family(sx, sw)
     for name, fallback in (("wush", hadamard.matrix(block)), ("wus", np.eye(block))):
         np.testing.assert_array_equal(pairs[name].forward[0], fallback)
         np.testing.assert_array_equal(pairs[name].inverse_transpose[0], fallback)
@@ -215,7 +216,7 @@ def test_a_zero_block_is_not_transformed(which, block):
 def test_signs_and_order_are_fixed(block):
     """Same bits for the same input; S falls, and each column of U is positive at its largest."""
     sx, sw, dx, dw = drawn(4, block)
-    first, again = families(sx, sw), families(sx.copy(), sw.copy())
+    first, again = every_family(sx, sw), every_family(sx.copy(), sw.copy())
     jax.tree.map(np.testing.assert_array_equal, first, again)
     unmixed, _ = float64(first["wus"])
     spectrum = np.diagonal(congruence(unmixed, dx), axis1=1, axis2=2)
@@ -239,7 +240,7 @@ def test_float32_pairs_at_condition_1e8(block, damping):
     x = (rng.normal(size=(BLOCKS, 64, block)) @ root(damped(sx, 1e-9))).astype(np.float32)
     w = (root(damped(sw, 1e-9)) @ rng.normal(size=(BLOCKS, block, 48))).astype(np.float32)
     exact = x.astype(np.float64) @ w.astype(np.float64)
-    for name, t in families(sx, sw, 1.0, damping).items():
+    for name, t in every_family(sx, sw, 1.0, damping).items():
         matmul = functools.partial(jnp.matmul, precision="highest")
         y = matmul(matmul(x, t.forward.mT), matmul(t.inverse_transpose, w))
         assert y.dtype == jnp.float32, name
@@ -249,8 +250,8 @@ def test_float32_pairs_at_condition_1e8(block, damping):
 def test_vmap_agrees_with_leading_axes():
     sx, sw, *_ = drawn(5, 16)
     sx, sw = (jnp.stack([moment, moment[::-1]]) for moment in (sx, sw))
-    mapped = jax.jit(jax.vmap(functools.partial(transforms.make, "wush")))(sx, sw)
-    plain = families(sx[0], sw[0])["wush"]
+    mapped = jax.jit(jax.vmap(functools.partial(families.make, "wush")))(sx, sw)
+    plain = every_family(sx[0], sw[0])["wush"]
     for i, order in enumerate((slice(None), slice(None, None, -1))):
         expected = np.asarray(plain.forward[order])
         assert_blocks_close(np.asarray(mapped.forward[i]), expected, 1e-4)
@@ -258,7 +259,7 @@ def test_vmap_agrees_with_leading_axes():
 
 def test_random_is_orthogonal_and_follows_its_key():
     sx = jnp.zeros((3, 16, 16))
-    draw = functools.partial(transforms.make, "random", sx, sx)
+    draw = functools.partial(families.make, "random", sx, sx)
     t, again, other = (draw(key=jax.random.key(seed)).forward for seed in (1, 1, 2))
     np.testing.assert_array_equal(t, again)
     assert np.abs(t - other).max() > 0.1
@@ -268,7 +269,7 @@ def test_random_is_orthogonal_and_follows_its_key():
 
 def test_condition_number():
     t = np.stack([np.diag(np.linspace(1, 5, 16)), hadamard.matrix(16)]).astype(np.float32)
-    np.testing.assert_allclose(transforms.condition_number(jnp.asarray(t)), [5, 1], rtol=1e-5)
+    np.testing.assert_allclose(loss.condition_number(jnp.asarray(t)), [5, 1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -282,4 +283,4 @@ def test_condition_number():
 )
 def test_wrong_requests_are_refused(name, block, message):
     with pytest.raises(ValueError, match=message):
-        transforms.make(name, jnp.zeros((1, block, block)), jnp.zeros((1, block, block)))
+        families.make(name, jnp.zeros((1, block, block)), jnp.zeros((1, block, block)))

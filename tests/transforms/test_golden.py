@@ -15,7 +15,7 @@ from wush_jax.fitting import fit, solve
 from wush_jax.ops.implementations import xla as reference
 from wush_jax.solvers.rtn import rtn
 from wush_jax.statistics import moments
-from wush_jax.transforms import families as transforms
+from wush_jax.transforms import blocks, families, loss
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 LAYERS = ("attention_query", "mlp_up", "mlp_down")
@@ -45,9 +45,9 @@ def diagonal_blocks(full, block):
 @jax.jit
 def fitted(sx, sw):
     """T of wush, J of wush and hadamard, and Sx as damped: all in float32."""
-    damped = transforms.damp(sx, 1e-2), transforms.damp(sw, 1e-2)
-    wush, hadamard = (transforms.make(name, sx, sw) for name in ("wush", "hadamard"))
-    losses = [transforms.predicted_loss(t, *damped) for t in (wush, hadamard)]
+    damped = blocks.damp(sx, 1e-2), blocks.damp(sw, 1e-2)
+    wush, hadamard = (families.make(name, sx, sw) for name in ("wush", "hadamard"))
+    losses = [loss.predicted_loss(t, *damped) for t in (wush, hadamard)]
     return wush.forward, *losses, damped[0]
 
 
@@ -75,11 +75,11 @@ def _rtn_loss(kernel, forward, x, config):
 def entries(layer):
     """(arrays, name, golden loss, format, transform, D)."""
     arrays, losses = golden(layer)
-    for name, loss in losses.items():
+    for name, golden_loss in losses.items():
         fmt, transform, _ = name.split("/")
         family = transform.rstrip("0123456789")
         block = transform.removeprefix(family)
-        yield arrays, name, loss, fmt, FAMILIES[family], int(block)
+        yield arrays, name, golden_loss, fmt, FAMILIES[family], int(block)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
@@ -107,17 +107,17 @@ def test_moments_and_predictions(layer, block):
 def test_rtn_losses_with_the_golden_transform(layer):
     """identity, hadamard and the golden T, through the library's own quantizer: within 1 %."""
     checked = 0
-    for arrays, name, loss, fmt, transform, block in entries(layer):
+    for arrays, name, golden_loss, fmt, transform, block in entries(layer):
         if transform == "wus":  # its T is not among the golden arrays
             continue
         if transform == "wush":
             forward = arrays[f"wush{block}_T"].astype(np.float32)
         else:
             zeros = jnp.zeros((len(arrays["kernel"]) // block, block, block))
-            forward = getattr(transforms, transform)(zeros, zeros).forward
+            forward = getattr(families, transform)(zeros, zeros).forward
         config = Config(format=fmt, transform=transform, transform_block=block).layer()
         found = rtn_loss(arrays["kernel"], forward, arrays["x"], config)
-        assert found == pytest.approx(loss, rel=0.01), name
+        assert found == pytest.approx(golden_loss, rel=0.01), name
         checked += 1
     assert checked == 10
 
@@ -130,7 +130,7 @@ def test_rtn_losses_with_the_transform_fitted_here():
     """
     ratios = {}
     for layer in LAYERS:
-        for arrays, name, loss, fmt, transform, block in entries(layer):
+        for arrays, name, golden_loss, fmt, transform, block in entries(layer):
             if transform != "wush" or (fmt, block) not in FITTED:
                 continue
             config = Config(format=fmt, transform=transform, transform_block=block).layer()
@@ -141,7 +141,7 @@ def test_rtn_losses_with_the_transform_fitted_here():
             valid = jnp.ones(len(sample), bool)
             fitted = fit.fit(seen, sample, valid, [kernel], jax.random.key(0), config)
             found = rtn_loss(kernel, fitted.transform.forward, x, config)
-            ratios[f"{layer}/{name}"] = found / loss
+            ratios[f"{layer}/{name}"] = found / golden_loss
     assert len(ratios) == 3 * len(FITTED)
     assert max(ratios.values()) <= 1.03, ratios
     assert np.exp(np.mean(np.log(list(ratios.values())))) <= 0.99, ratios

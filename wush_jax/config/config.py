@@ -7,8 +7,7 @@ import re
 from typing import Any, Literal
 
 from wush_jax.formats import Format, get_format
-from wush_jax.transforms import families as transforms
-from wush_jax.transforms import hadamard
+from wush_jax.transforms import families, hadamard
 from wush_jax.transforms import spec as candidates_lib
 
 
@@ -91,7 +90,7 @@ DEFAULT_CANDIDATES = (
     "wush-128@0.75",
 )
 _CHOICES = {
-    "transform": (*transforms.NAMES, "auto"),
+    "transform": (*families.NAMES, "auto"),
     "solver": ("rtn", "gptq"),
     "objective": ("WA", "W"),
 }

@@ -31,7 +31,7 @@ from wush_jax.fitting.fit import fit
 from wush_jax.ops import online as ops
 from wush_jax.statistics import moments
 from wush_jax.statistics.moments import Moments
-from wush_jax.statistics.observation import Statistics
+from wush_jax.statistics.running import Statistics
 from wush_jax.transforms import spec as candidates_lib
 
 _QUANTILE = 0.9

@@ -14,9 +14,8 @@ from wush_jax.config import LayerConfig
 from wush_jax.fitting import gauge
 from wush_jax.statistics import moments
 from wush_jax.statistics.moments import Moments
-from wush_jax.statistics.observation import pad_features
-from wush_jax.transforms import families as transforms
-from wush_jax.transforms.families import Blocks, Transform
+from wush_jax.transforms import families, loss
+from wush_jax.transforms.blocks import Blocks, Transform, damp, pad_features
 
 _CHUNK = 16  # blocks fitted at once
 
@@ -96,13 +95,13 @@ def _join(chunks: list[Fit], blocks: int) -> Fit:
 def _fit_chunk(
     sx: Blocks, sw: Blocks, key: PRNGKeyArray, name: str, strength: float, damping: float
 ) -> Fit:
-    chosen = transforms.make(name, sx, sw, strength=strength, damping=damping, key=key)
-    sx, sw = transforms.damp(sx, damping), transforms.damp(sw, damping)
+    chosen = families.make(name, sx, sw, strength=strength, damping=damping, key=key)
+    sx, sw = damp(sx, damping), damp(sw, damping)
     return Fit(
         chosen,
-        transforms.predicted_loss(chosen, sx, sw),
-        transforms.predicted_loss(transforms.hadamard(sx, sw), sx, sw),
-        transforms.condition_number(chosen.forward),
+        loss.predicted_loss(chosen, sx, sw),
+        loss.predicted_loss(families.hadamard(sx, sw), sx, sw),
+        loss.condition_number(chosen.forward),
     )
 
 

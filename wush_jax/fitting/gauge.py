@@ -32,7 +32,7 @@ from wush_jax import formats
 from wush_jax.config import LayerConfig
 from wush_jax.formats import Format
 from wush_jax.transforms import hadamard as _hadamard
-from wush_jax.transforms.families import Blocks, Transform
+from wush_jax.transforms.blocks import Blocks, Transform, matmul
 
 Candidates: TypeAlias = Float[Array, "R C D D"]
 
@@ -85,7 +85,7 @@ def _candidates(
         return jnp.broadcast_to(eye, (config.gauges, *eye.shape)), scales
     bits = jax.random.bits(key, (config.gauges, 1, config.block)).at[0].set(0)
     h = jnp.asarray(_hadamard.matrix(config.block))
-    return _matmul(jnp.where(bits & 1, -h, h), h), scales
+    return matmul(jnp.where(bits & 1, -h, h), h), scales
 
 
 @functools.partial(jax.jit, static_argnames="fmt")
@@ -94,17 +94,17 @@ def _weight_products(
 ) -> tuple[Candidates, Candidates, Candidates]:
     """ÂÂᵀ, δA Âᵀ and δA δAᵀ of every candidate and block."""
     blocks = transform.inverse_transpose.shape
-    a = _matmul(transform.inverse_transpose, kernel.reshape(*blocks[:2], -1))
+    a = matmul(transform.inverse_transpose, kernel.reshape(*blocks[:2], -1))
 
     def products(candidate: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         r, scale = candidate
-        exact = _matmul(a.mT, r / scale)  # [C, N, D]: groups run along D
+        exact = matmul(a.mT, r / scale)  # [C, N, D]: groups run along D
         rounded = formats.fake_quantize(exact, fmt)
         delta = rounded - exact
         return (
-            _matmul(rounded.mT, rounded),
-            _matmul(delta.mT, rounded),
-            _matmul(delta.mT, delta),
+            matmul(rounded.mT, rounded),
+            matmul(delta.mT, rounded),
+            matmul(delta.mT, delta),
         )
 
     return jax.lax.map(products, (rotations, scales))
@@ -126,15 +126,15 @@ def _activation_products(
         return zeros, zeros
     x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
     x = jnp.pad(x, ((0, 0), (0, t.shape[0] * t.shape[1] - x.shape[1])))
-    y = _matmul(t, x.T.reshape(*t.shape[:2], -1))  # [C, D, S]
+    y = matmul(t, x.T.reshape(*t.shape[:2], -1))  # [C, D, S]
     tokens = jnp.maximum(valid.sum(), 1)
     constant = formats.activation_scale(fmt, config.format)
 
     def products(candidate: tuple[Array, Array]) -> tuple[Array, Array]:
         r, scale = candidate
-        exact = _matmul(y.mT, r * scale)  # [C, S, D]
+        exact = matmul(y.mT, r * scale)  # [C, S, D]
         delta = formats.fake_quantize(exact, fmt, global_scale=constant) - exact
-        return _matmul(delta.mT, delta) / tokens, _matmul(delta.mT, exact) / tokens
+        return matmul(delta.mT, delta) / tokens, matmul(delta.mT, exact) / tokens
 
     return jax.lax.map(products, (rotations, scales))
 
@@ -151,19 +151,15 @@ def _apply_best(
     rounded, mixed, delta = weights
     act_delta, act_mixed = activations
     t = transform.forward
-    moment = _matmul(_matmul(t, sx), t.mT)
+    moment = matmul(matmul(t, sx), t.mT)
     r = (rotations * scales[:, None, None])[:, None]  # [R, 1, D, D]
-    turned = _matmul(_matmul(r, moment), r)
+    turned = matmul(matmul(r, moment), r)
     errors = _trace(rounded, act_delta) + 2 * _trace(mixed, act_mixed.mT) + _trace(delta, turned)
     best = jnp.argmin(errors, axis=0)  # [C]
     r, scale = rotations[best], scales[best][:, None, None]
-    return Transform(_matmul(r * scale, t), _matmul(r / scale, transform.inverse_transpose))
+    return Transform(matmul(r * scale, t), matmul(r / scale, transform.inverse_transpose))
 
 
 def _trace(a: Candidates, b: Candidates) -> Float[Array, "R C"]:
     """tr(A Bᵀ)."""
     return jnp.sum(a * b, axis=(-2, -1))
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")

@@ -14,7 +14,7 @@ from wush_jax import formats
 from wush_jax.config import LayerConfig
 from wush_jax.formats import Format
 from wush_jax.formats import exactness as exponents
-from wush_jax.statistics.observation import pad_features
+from wush_jax.transforms.blocks import pad_features
 
 # NVIDIA's two-level recipe derives the activations' global scale from their largest magnitude. At
 # inference it is static, taken from calibration, so leave room for what calibration did not see:

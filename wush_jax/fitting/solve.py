@@ -23,7 +23,7 @@ from wush_jax.solvers.minimise import minimise
 from wush_jax.solvers.objective import Objective, noise, objective, rotated_moment
 from wush_jax.solvers.rtn import Solution, transformed_weights
 from wush_jax.statistics import moments
-from wush_jax.transforms.families import Blocks
+from wush_jax.transforms.blocks import Blocks
 
 
 class Solved(NamedTuple):

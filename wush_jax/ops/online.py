@@ -23,7 +23,7 @@ from wush_jax.layers.quantized_kernel import QuantizedKernel
 from wush_jax.ops import dispatch
 from wush_jax.ops.dispatch import IMPLEMENTATIONS
 from wush_jax.ops.implementations import xla as reference
-from wush_jax.statistics.observation import pad_features
+from wush_jax.transforms.blocks import pad_features
 
 __all__ = ["IMPLEMENTATIONS", "Activations", "encode", "linear", "matmul"]
 

@@ -21,7 +21,8 @@ from wush_jax.quantization.plan import Plan
 from wush_jax.reporting.progress import track
 from wush_jax.statistics import moments
 from wush_jax.statistics.moments import Mask, Moments
-from wush_jax.statistics.observation import Observation, Statistics
+from wush_jax.statistics.observation import Observation
+from wush_jax.statistics.running import Statistics
 
 Observe = Callable[[Any, Mask | None], dict[str, Observation]]
 

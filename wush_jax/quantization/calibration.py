@@ -9,7 +9,7 @@ from typing import Any
 from wush_jax.config import Config
 from wush_jax.frontends.linen.discover import Layer
 from wush_jax.quantization.plan import Plan
-from wush_jax.statistics.observation import Statistics
+from wush_jax.statistics.running import Statistics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from wush_jax.quantization.plan import Plan
 from wush_jax.quantization.report.report import LayerReport, Report, transform_cost
 from wush_jax.reporting.progress import track
 from wush_jax.statistics.moments import Mask, second_moment
-from wush_jax.statistics.observation import Statistics
+from wush_jax.statistics.running import Statistics
 from wush_jax.transforms import hadamard
 
 

@@ -31,7 +31,7 @@ from wush_jax import formats
 from wush_jax.formats import Format
 from wush_jax.solvers import scale_search
 from wush_jax.solvers.rounded import Rounded
-from wush_jax.transforms.families import damp
+from wush_jax.transforms.blocks import damp, matmul
 
 _PANEL = 128  # features after which the rest of A is brought up to date
 _LEAST_DAMPING = 1e-3  # of an Ĥ that float32 finds indefinite
@@ -102,7 +102,7 @@ def _sweep(
         corner = jax.lax.dynamic_slice_in_dim(column, start, panel)
         values, stored, errors = _sweep_groups(here, corner, fmt, g, search)
         later = jnp.arange(features)[:, None] >= start + panel
-        return a - _matmul(jnp.where(later, column, 0), errors), (values, stored)
+        return a - matmul(jnp.where(later, column, 0), errors), (values, stored)
 
     _, (values, stored) = jax.lax.scan(sweep_panel, a, (columns, starts))
     return _join(values), _join(stored)
@@ -127,7 +127,7 @@ def _sweep_groups(
         best = jnp.argmin(jnp.sum(errors**2, axis=1), axis=0)  # [N]
         values, errors = (_pick(x, best) for x in (values, errors))
         later = jnp.arange(len(a))[:, None] >= start + size
-        a = a - _matmul(jnp.where(later, column, 0), errors)
+        a = a - matmul(jnp.where(later, column, 0), errors)
         return a, (values.T, _pick(candidates, best)[:, None], errors)
 
     _, (values, stored, errors) = jax.lax.scan(sweep_group, a, (columns, starts))
@@ -158,7 +158,3 @@ def _pick(x: Num[Array, "R *s N"], best: Int[Array, " N"]) -> Num[Array, "*s N"]
 
 def _join(stacked: Num[Array, "C N D"]) -> Num[Array, "N K"]:
     return jnp.moveaxis(stacked, 0, 1).reshape(stacked.shape[1], -1)
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 from jaxtyping import Array, Float
 
-from wush_jax.transforms.families import damp
+from wush_jax.transforms.blocks import damp, matmul
 
 # Of language models' KL to the float one and of the layers' errors, 0.1 has the better of both: 1
 # adds 5 % to the KL of a model of 0.9 million parameters, 0.1 nothing, at less error than either 1
@@ -86,12 +86,12 @@ def noise(
 
     def of_block(x: Float[Array, "S B"], error: Float[Array, "S B"]) -> Noise:
         v = _leading(x, min(_DIRECTIONS, block))
-        along = _matmul(x, v)  # [S, k]
-        power = _matmul(along.T, along)
+        along = matmul(x, v)  # [S, k]
+        power = matmul(along.T, along)
         ridge = jnp.trace(power) * 1e-6 + jnp.finfo(jnp.float32).tiny
         factor = jax.scipy.linalg.cho_factor(power + ridge * jnp.eye(len(power)), lower=True)
-        gain = jax.scipy.linalg.cho_solve(factor, _matmul(along.T, error)).T
-        rest = error - _matmul(along, gain.T)
+        gain = jax.scipy.linalg.cho_solve(factor, matmul(along.T, error)).T
+        rest = error - matmul(along, gain.T)
         return Noise(v, gain, jnp.sum(rest**2, axis=0) / count, jnp.sum(rest * x, axis=0) / count)
 
     blocks = (x.reshape(len(x), -1, block).swapaxes(0, 1) for x in (rotated, rounded - rotated))
@@ -103,7 +103,7 @@ def _leading(x: Float[Array, "S B"], count: int) -> Float[Array, "B k"]:
     start = jax.random.normal(jax.random.key(0), (x.shape[1], count))
 
     def iterate(_: int, v: Array) -> Array:
-        return jnp.linalg.qr(_matmul(x.T, _matmul(x, v)))[0]
+        return jnp.linalg.qr(matmul(x.T, matmul(x, v)))[0]
 
     return jax.lax.fori_loop(0, _ITERATIONS, iterate, jnp.linalg.qr(start)[0])
 
@@ -127,13 +127,13 @@ def objective(
     damped = damped + _diagonal(jnp.broadcast_to(silent[:, None], (count, size)).astype(a.dtype))
     if activations is None:
         return Objective(damped, a)
-    half = damped + _matmul(activations.gain, _matmul(activations.directions.mT, damped))  # P M
-    hessian = half + _matmul(_matmul(half, activations.directions), activations.gain.mT)
+    half = damped + matmul(activations.gain, matmul(activations.directions.mT, damped))  # P M
+    hessian = half + matmul(matmul(half, activations.directions), activations.gain.mT)
     overlap = noise_share * activations.overlap
     extra = jnp.maximum(noise_share * activations.power + 2 * overlap, 0)
     hessian = (hessian + hessian.mT) / 2 + _diagonal(extra)
     blocks = a.reshape(count, size, -1)
-    meant = _matmul(half, blocks) + overlap[..., None] * blocks
+    meant = matmul(half, blocks) + overlap[..., None] * blocks
     factor = jax.vmap(lambda h: jax.scipy.linalg.cho_factor(h, lower=True)[0])(hessian)
     solve = jax.vmap(lambda c, b: jax.scipy.linalg.cho_solve((c, True), b))
     return Objective(hessian, solve(factor, meant).reshape(a.shape))
@@ -146,8 +146,4 @@ def _diagonal(values: Float[Array, "C B"]) -> Float[Array, "C B B"]:
 def losses(solved: Objective, q: Float[Array, "K N"]) -> Float[Array, " N"]:
     """(q - a*)ᵀ Ĥ (q - a*) of every output."""
     error = (q - solved.target).reshape(*solved.hessian.shape[:2], -1)
-    return jnp.sum(error * _matmul(solved.hessian, error), axis=(0, 1))
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")
+    return jnp.sum(error * matmul(solved.hessian, error), axis=(0, 1))

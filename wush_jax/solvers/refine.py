@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from wush_jax.formats import Format
 from wush_jax.solvers.gptq import panel_size
 from wush_jax.solvers.rounded import Rounded
+from wush_jax.transforms.blocks import matmul
 
 
 def refine(
@@ -47,17 +48,13 @@ def refine(
             return here.at[i].set(value), slope
 
         new, _ = jax.lax.fori_loop(0, panel, feature, (old, slope))
-        gradient = gradient + _matmul(column, (new - old) * steps)
+        gradient = gradient + matmul(column, (new - old) * steps)
         return (jax.lax.dynamic_update_slice_in_dim(values, new, start, 0), gradient), None
 
     def descend(state: tuple[Array, Array], _: None):
         return jax.lax.scan(descend_panel, state, jnp.arange(0, len(hessian), panel))[0], None
 
     values = rounded.values.T
-    gradient = _matmul(hessian, values * scale - target)
+    gradient = matmul(hessian, values * scale - target)
     (values, _), _ = jax.lax.scan(descend, (values, gradient), None, length=passes)
     return rounded._replace(values=values.T)
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")

@@ -11,7 +11,7 @@ from jaxtyping import Array, BFloat16, Float, Num
 from wush_jax import formats
 from wush_jax.config import LayerConfig
 from wush_jax.formats import Format
-from wush_jax.transforms.families import Blocks
+from wush_jax.transforms.blocks import Blocks, matmul
 
 
 class Solution(NamedTuple):
@@ -60,15 +60,11 @@ def transformed_weights(
     if transform == "identity":
         return blocks.reshape(kernel.shape), None
     if transform == "hadamard":
-        return _matmul(forward, blocks).reshape(kernel.shape), None
+        return matmul(forward, blocks).reshape(kernel.shape), None
     stored = forward.astype(jnp.bfloat16)
     t = stored.astype(jnp.float32)
     eye = jnp.broadcast_to(jnp.eye(t.shape[-1], dtype=jnp.float32), t.shape)
     inverse = jax.scipy.linalg.lu_solve(jax.scipy.linalg.lu_factor(t.mT), eye)
-    solved = _matmul(inverse, blocks)
-    solved = solved + _matmul(inverse, blocks - _matmul(t.mT, solved))
+    solved = matmul(inverse, blocks)
+    solved = solved + matmul(inverse, blocks - matmul(t.mT, solved))
     return solved.reshape(kernel.shape), stored
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")

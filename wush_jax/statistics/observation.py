@@ -1,9 +1,7 @@
-"""What calibration keeps of one layer's input: second moments of every token, and a token sample.
+"""One batch as one layer sees it: second moments of every token, and a sample of the tokens.
 
-The moments see every token. The sample is a random subset of bounded size, drawn in one pass, on
-which the true quantizer is later measured: each batch offers some of its tokens, and each offered
-token competes with the weight of the tokens it stands for (Efraimidis & Spirakis 2006). That is
-uniform for batches of one size, and close to it otherwise.
+The moments see every token. The sample is a random subset of bounded size, on which the true
+quantizer is later measured; `running` says how the batches' samples become one.
 """
 
 from __future__ import annotations
@@ -15,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from wush_jax.statistics import moments as moments_lib
-from wush_jax.statistics.moments import Mask, Moments
+from wush_jax.statistics.moments import Mask
+from wush_jax.transforms.blocks import pad_features
 
 
 @jax.tree_util.register_dataclass
@@ -66,8 +65,8 @@ def combine(first: Observation, second: Observation) -> Observation:
     valid = jnp.concatenate([first.valid, second.valid], axis=-2)
     seed = jax.lax.bitcast_convert_type(first.total.ravel()[0], jnp.int32)
     keys = jax.random.split(jax.random.key(seed))
-    priority = [_priority(seen, key) for seen, key in zip((first, second), keys, strict=True)]
-    _, kept = jax.lax.top_k(jnp.concatenate(priority, axis=-1), size)
+    priorities = [priority(seen, key) for seen, key in zip((first, second), keys, strict=True)]
+    _, kept = jax.lax.top_k(jnp.concatenate(priorities, axis=-1), size)
     return Observation(
         first.total + second.total,
         first.count + second.count,
@@ -76,47 +75,7 @@ def combine(first: Observation, second: Observation) -> Observation:
     )
 
 
-def pad_features(x: Float[Array, "*tokens K"], unit: int) -> Float[Array, "*tokens Kp"]:
-    """x with zero features appended, up to a multiple of ``unit``."""
-    missing = -x.shape[-1] % unit
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """The running state: moments, and the sample with each row's priority to stay in it.
-
-    Attributes:
-      moments: of every token so far.
-      rows: [*batch, S, K].
-      priority: float32 [*batch, S]; -inf where there is no row.
-    """
-
-    moments: Moments
-    rows: Float[Array, "*batch S K"]
-    priority: Float[Array, "*batch S"]
-
-    @classmethod
-    def start(cls, first: Observation, key: PRNGKeyArray) -> Statistics:
-        moments = Moments(first.total, first.count[..., 0, 0])
-        return cls(moments, first.rows, _priority(first, key))
-
-    def merge(self, other: Statistics) -> Statistics:
-        """Both together; associative and commutative but for ties."""
-        rows = jnp.concatenate([self.rows, other.rows], axis=-2)
-        priority = jnp.concatenate([self.priority, other.priority], axis=-1)
-        priority, kept = jax.lax.top_k(priority, self.priority.shape[-1])
-        rows = jnp.take_along_axis(rows, kept[..., None], axis=-2)
-        return Statistics(self.moments + other.moments, rows, priority)
-
-    @property
-    def valid(self) -> Array:
-        """bool [*batch, S]: which rows hold a token."""
-        return self.priority > -jnp.inf
-
-
-def _priority(new: Observation, key: PRNGKeyArray) -> Float[Array, "*batch S"]:
+def priority(new: Observation, key: PRNGKeyArray) -> Float[Array, "*batch S"]:
     """log(u) / w, w the tokens that a row stands for."""
     valid = new.valid[..., 0]
     represented = new.count[..., 0] / jnp.maximum(valid.sum(-1, keepdims=True), 1)

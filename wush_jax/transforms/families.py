@@ -1,56 +1,19 @@
-"""Closed-form blockwise transforms that make activations and weights easy to quantize together.
+"""The families of transforms by name; all of them closed forms, batched over blocks, in float32.
 
-A transform is a pair, per block of D in-features: T acts on activations online (x_b -> T x_b),
-T⁻ᵀ acts on weights offline (W_b -> T⁻ᵀ W_b), so that (x Tᵀ)(T⁻ᵀ W) = x W. Sx = E[x xᵀ] and
-Sw = W Wᵀ / N are the blocks' second moments, [C, D, D]. From arXiv 2512.00956, section 3:
-
-    Lw Lwᵀ = Sw,  U Λ Uᵀ = Lwᵀ Sx Lw,  S = Λ^½
-    T   = H S^-½ Uᵀ Lwᵀ        T⁻ᵀ = H S^½ Uᵀ Lw⁻¹
-
-The eigenproblem squares the condition number, and in float32 that loses S's lower end. With
-Sx = Lx Lxᵀ the same U and S come from one singular value decomposition, which also gives T⁻ᵀ
-without any inverse ("square-root balancing"):
-
-    P S Uᵀ = Lxᵀ Lw,   T⁻ᵀ = H S^-½ Pᵀ Lxᵀ
-
-All of it is float32, batched over blocks, and needs no float64 anywhere.
+`wush` has WUSH itself; here are the orthogonal and the diagonal ones, and `make`, which knows all.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from wush_jax.transforms import hadamard as _hadamard
-
-Blocks: TypeAlias = Float[Array, "*C D D"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """T and T⁻ᵀ of every block.
-
-    Attributes:
-      forward: T, float32 [*C, D, D], for activations: y = T x.
-      inverse_transpose: T⁻ᵀ, float32 [*C, D, D], for weights: A = T⁻ᵀ W.
-    """
-
-    forward: Blocks
-    inverse_transpose: Blocks
-
-
-def damp(moment: Blocks, damping: float) -> Blocks:
-    """S + damping · tr(S)/D · I, symmetrised."""
-    size = moment.shape[-1]
-    mean = jnp.trace(moment, axis1=-2, axis2=-1)[..., None, None] / size
-    return (moment + moment.mT) / 2 + damping * mean * jnp.eye(size, dtype=moment.dtype)
+from wush_jax.transforms.blocks import Blocks, Transform, damp
+from wush_jax.transforms.wush import wus, wush
 
 
 def identity(sx: Blocks, sw: Blocks) -> Transform:
@@ -89,64 +52,6 @@ def diagonal_hadamard(sx: Blocks, sw: Blocks) -> Transform:
     h = jnp.asarray(_hadamard.matrix(sx.shape[-1]))
     gain = _diagonal_gain(sx, sw)
     return Transform(h * gain[..., None, :], h / gain[..., None, :])
-
-
-def wus(sx: Blocks, sw: Blocks, *, strength: float = 1.0) -> Transform:
-    """WUSH without the Hadamard matrix: T = Λ^(-strength/4) Uᵀ Lwᵀ."""
-    return _wus(sx, sw, strength, _eye_like(sx))
-
-
-def wush(sx: Blocks, sw: Blocks, *, strength: float = 1.0) -> Transform:
-    """The WUSH transform, T = H Λ^(-strength/4) Uᵀ Lwᵀ (arXiv 2512.00956, section 3).
-
-    With strength 1 it balances, T Sx Tᵀ = T⁻ᵀ Sw T⁻¹ = H S Hᵀ, and reaches the minimum of
-    `predicted_loss`, (tr S)² / D; TᵀT is the geometric mean Sw # Sx⁻¹. Smaller strengths temper
-    the spread of T. U is fixed: singular values fall, and each column's largest entry is positive.
-
-    Args:
-      sx, sw: float32 [*C, D, D], damped (see `damp`) and hence positive definite, or zero: a
-        block with no activation or no weight gets T = H.
-      strength: exponent of Λ, 0 to 1.
-    """
-    h = jnp.asarray(_hadamard.matrix(sx.shape[-1]))
-    return _wus(sx, sw, strength, jnp.broadcast_to(h, sx.shape), post=h)
-
-
-def _wus(
-    sx: Blocks, sw: Blocks, strength: float, fallback: Blocks, post: Array | None = None
-) -> Transform:
-    zero = (_trace(sx) <= 0) | (_trace(sw) <= 0)
-    eye = jnp.eye(sx.shape[-1], dtype=jnp.float32)
-    lx, lw = _cholesky(jnp.where(zero, eye, sx)), _cholesky(jnp.where(zero, eye, sw))
-    p, s, ut = jnp.linalg.svd(_matmul(lx.mT, lw))
-    flip = _column_sign(ut.mT)
-    ut, p = ut * flip[..., :, None], p * flip[..., None, :]
-    # A moment of rank < D that was not damped has singular values at rounding level: floor them.
-    s = jnp.maximum(s, s[..., :1] * jnp.finfo(jnp.float32).eps)[..., :, None]
-    forward = s ** (-strength / 2) * _matmul(ut, lw.mT)
-    inverse_transpose = s ** (strength / 2 - 1) * _matmul(p.mT, lx.mT)
-    if post is not None:
-        forward, inverse_transpose = _matmul(post, forward), _matmul(post, inverse_transpose)
-    return Transform(
-        jnp.where(zero, fallback, forward), jnp.where(zero, fallback, inverse_transpose)
-    )
-
-
-def predicted_loss(transform: Transform, sx: Blocks, sw: Blocks) -> Float[Array, "*C"]:
-    """J(T) = Σᵢ [T Sx Tᵀ]ᵢᵢ [T⁻ᵀ Sw T⁻¹]ᵢᵢ per block (arXiv 2512.00956, eq. for the smooth loss).
-
-    Ranks Hadamard-mixed transforms among themselves. Across families (identity, WUS) the codes'
-    outliers decide, which J does not see: measure with the true quantizer there.
-    """
-    activations = _congruence_diagonal(transform.forward, sx)
-    weights = _congruence_diagonal(transform.inverse_transpose, sw)
-    return jnp.sum(activations * weights, axis=-1)
-
-
-def condition_number(forward: Blocks) -> Float[Array, "*C"]:
-    """cond₂(T) per block, from T's own singular values."""
-    s = jnp.linalg.svd(forward, compute_uv=False)
-    return s[..., 0] / s[..., -1]
 
 
 _FAMILIES: dict[str, Callable[..., Transform]] = {
@@ -188,41 +93,8 @@ def make(
     return _FAMILIES[name](sx, sw)
 
 
-def _cholesky(s: Blocks) -> Blocks:
-    """Lower factor; a matrix that float32 finds indefinite is damped by its own rounding error."""
-    floor = 4 * s.shape[-1] * float(jnp.finfo(jnp.float32).eps)
-    # Mapped, not batched: XLA compiles the small Cholesky much faster than one over all blocks.
-    factorise = functools.partial(jax.lax.linalg.cholesky, symmetrize_input=False)
-    factor, damped = jax.lax.map(factorise, jnp.stack([s, damp(s, floor)]))
-    failed = jnp.isnan(factor).any((-2, -1), keepdims=True)
-    return jnp.where(failed, damped, factor)
-
-
 def _diagonal_gain(sx: Blocks, sw: Blocks) -> Float[Array, "*C D"]:
     dx = jnp.diagonal(sx, axis1=-2, axis2=-1)
     dw = jnp.diagonal(sw, axis1=-2, axis2=-1)
     usable = (dx > 0) & (dw > 0)
     return jnp.where(usable, dw, 1) ** 0.25 / jnp.where(usable, dx, 1) ** 0.25
-
-
-def _column_sign(u: Blocks) -> Float[Array, "*C D"]:
-    """±1 per column: the sign that makes its entry of largest magnitude positive."""
-    row = jnp.argmax(jnp.abs(u), axis=-2, keepdims=True)
-    return jnp.where(jnp.take_along_axis(u, row, axis=-2)[..., 0, :] < 0, -1.0, 1.0)
-
-
-def _congruence_diagonal(a: Blocks, s: Blocks) -> Float[Array, "*C D"]:
-    """diag(A S Aᵀ)."""
-    return jnp.sum(_matmul(a, s) * a, axis=-1)
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")
-
-
-def _trace(a: Blocks) -> Array:
-    return jnp.trace(a, axis1=-2, axis2=-1)[..., None, None]
-
-
-def _eye_like(a: Blocks) -> Blocks:
-    return jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=jnp.float32), a.shape)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from wush_jax import formats
 from wush_jax.formats import Format
 from wush_jax.layers.quantized_kernel import QuantizedKernel
-from wush_jax.statistics.observation import pad_features
 from wush_jax.transforms import hadamard as _hadamard
+from wush_jax.transforms.blocks import pad_features
 
 
 def encode(
