@@ -36,8 +36,9 @@ from rich.table import Table
 
 import wush_jax
 from examples.minilm import evaluate, load, text
+from wush_jax.reporting.files import write_json
 from wush_jax.reporting.progress import track
-from wush_jax.reporting.tables import plus_minus, write_json
+from wush_jax.reporting.tables import plus_minus
 
 SOME = tuple(
     f"layer_{i}/{name}"

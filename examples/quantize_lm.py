@@ -36,8 +36,8 @@ from examples.lm import order, results, text, weights
 from examples.lm.grid import FORMATS, SOLVERS, TRANSFORMS, grid
 from examples.lm.model import Decoder, Layer
 from examples.lm.recipes import RECIPES
+from wush_jax.reporting.files import write_json
 from wush_jax.reporting.progress import track
-from wush_jax.reporting.tables import write_json
 
 SHIPPED = Path(__file__).parent / "lm" / "weights" / "small.safetensors"
 

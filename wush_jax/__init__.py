@@ -10,7 +10,8 @@ from typing import Any
 from wush_jax.config import Config, Rule
 from wush_jax.config.rules import DEFAULT_RULES
 from wush_jax.evaluation.evaluate import evaluate
-from wush_jax.evaluation.result import Evaluation, Evaluations
+from wush_jax.evaluation.result import Evaluations
+from wush_jax.evaluation.rows import Evaluation
 from wush_jax.frontends.linen.layer_errors import layer_errors
 from wush_jax.frontends.linen.run import apply
 from wush_jax.layers import trees as _trees

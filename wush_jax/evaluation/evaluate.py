@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from wush_jax.evaluation import targets as targets_lib
-from wush_jax.evaluation.result import FLOAT, Evaluations, Sums, summarize
+from wush_jax.evaluation.result import Evaluations, summarize
+from wush_jax.evaluation.rows import FLOAT, Sums
 from wush_jax.evaluation.targets import Targets
 from wush_jax.frontends.linen import calls as layers
 from wush_jax.frontends.linen.run import as_variables, is_variables, quantized

@@ -28,7 +28,8 @@ from wush_jax.layers.sharding import place
 from wush_jax.quantization.calibrate import calibrate, check_kernels
 from wush_jax.quantization.calibration import Calibration
 from wush_jax.quantization.plan import Plan
-from wush_jax.quantization.report.report import LayerReport, Report, transform_cost
+from wush_jax.quantization.report.report import Report
+from wush_jax.quantization.report.rows import LayerReport, transform_cost
 from wush_jax.reporting.progress import track
 from wush_jax.statistics.moments import Mask, second_moment
 from wush_jax.statistics.running import Statistics

@@ -1,4 +1,4 @@
-"""Plots of layers and of evaluations. Matplotlib is imported only when a plot is asked for."""
+"""Parts of plots: rows of dots with bars. Matplotlib is imported when a figure is asked for."""
 
 from __future__ import annotations
 
@@ -8,95 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wush_jax.evaluation.result import FLOAT
 from wush_jax.reporting.files import write_atomically
-from wush_jax.reporting.tables import plus_minus
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wush_jax.evaluation.result import Evaluations
-    from wush_jax.quantization.report.report import Report
-
 # Okabe-Ito colours: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, GREY = "#56B4E9", "#D55E00", "#999999"
-
-_LAYER_SERIES = (
-    ("error_identity", "identity", GREY, "o"),
-    ("error_hadamard", "hadamard", ORANGE, "s"),
-    ("error", None, BLUE, "D"),
-)
-_EVALUATION_PANELS = (
-    ("delta_loss", 1, "loss added to the float model's\n(nats a token)"),
-    ("kl", 1, "KL to the float model\n(nats a token)"),
-    ("top1", 100, "top-1 agreement with it\n(% of tokens)"),
-)
-
-
-def plot_layers(report: Report, path: Path) -> None:
-    """Writes a PNG: a row a layer, relative output error on a log axis, three transforms."""
-    names = [layer.path for layer in report.layers]
-    chosen = "/".join(sorted({layer.transform for layer in report.layers}))
-    figure = new_figure(8, 1.4 + 0.19 * len(names))
-    axes = figure.add_subplot()
-    positions = range(len(names))
-    for field, label, colour, marker in _LAYER_SERIES:
-        values = [getattr(layer, field) for layer in report.layers]
-        mean = report.mean_error(field)
-        text = f"{label or chosen} (geometric mean {mean:.4f})"
-        axes.plot(values, positions, marker, color=colour, label=text, markersize=4)
-    axes.hlines(
-        list(positions),
-        [layer.error for layer in report.layers],
-        [layer.error_hadamard for layer in report.layers],
-        color=BLUE,
-        linewidth=0.8,
-        alpha=0.5,
-    )
-    axes.set_yticks(list(positions), names, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("relative output error, ‖y - xW‖² / ‖xW‖²")
-    axes.grid(axis="x", which="both", alpha=0.25)
-    figures = sorted({layer.format for layer in report.layers})
-    figure.legend(loc="outside upper center", fontsize=8, title=", ".join(figures))
-    save(figure, path)
-
-
-def plot_evaluations(evaluations: Evaluations, path: Path) -> None:
-    """Writes a PNG: a row a candidate; loss added, KL and top-1 agreement, with standard errors.
-
-    Loss added, not perplexity, has a panel: its error is paired, so that bars that miss zero mean
-    what they seem to. Perplexities stand beside the names.
-
-    Raises:
-      ValueError: there is no candidate.
-    """
-    rows = {name: row for name, row in evaluations.items() if name != FLOAT}
-    if not rows:
-        raise ValueError("nothing to plot: there is no candidate beside the float model")
-    figure = new_figure(10, 1.5 + 0.42 * len(rows))
-    panels = figure.subplots(1, len(_EVALUATION_PANELS), sharey=True)
-    for axes, (field, scale, label) in zip(panels, _EVALUATION_PANELS, strict=True):
-        values = [scale * getattr(row, field) for row in rows.values()]
-        errors = [scale * getattr(row, f"{field}_se") for row in rows.values()]
-        dots(axes, values, range(len(rows)), errors, BLUE, "o")
-        axis(axes, values, errors)
-        if field == "delta_loss":
-            axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
-        axes.set_xlabel(label, fontsize=9)
-    names = [f"{name}\nperplexity {row.perplexity:.4g}" for name, row in rows.items()]
-    rows_axis(panels[0], names)
-    reference = evaluations[FLOAT]
-    figure.suptitle(
-        f"{reference.tokens:,} tokens in {reference.sequences:,} sequences; float model: "
-        f"perplexity {plus_minus(reference.perplexity, reference.perplexity_se)}; "
-        "bars: standard errors",
-        fontsize=9,
-    )
-    save(figure, path)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -153,7 +73,12 @@ def axis(axes: Axes, values: Sequence[float], errors: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
-def rows_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Names the rows 0, 1, ..., the first on top."""
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+def reference_line(axes: Axes, value: float) -> None:
+    """A dashed line upwards, which values are compared with."""
+    axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
+
+
+def rows_axis(axes: Axes, names: Sequence[str], size: float = 8) -> None:
+    """Names the rows 0, 1, ..., the first on top, in letters of ``size`` points."""
+    axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set_ylim(len(names) - 0.5, -0.5)

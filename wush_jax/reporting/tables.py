@@ -1,16 +1,11 @@
-"""What tables of measured figures share: a figure with its error, text from a table, JSON."""
+"""What tables of measured figures share: a figure with its error, text from a table."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from wush_jax.reporting.files import write_atomically
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 _MOST_DECIMALS = 7
 
@@ -29,26 +24,10 @@ def plus_minus(value: float, error: float | None = None, digits: int = 4) -> str
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
-def as_text(table: Table, width: int = 160) -> str:
-    """The table as plain text."""
+def as_text(*parts: RenderableType, width: int = 160) -> str:
+    """Tables, and lines that are shown as they are, as plain text."""
     console = Console(width=width, record=False, no_color=True)
     with console.capture() as capture:
-        console.print(table)
+        for part in parts:
+            console.print(Text(part) if isinstance(part, str) else part, highlight=False)
     return capture.get()
-
-
-def plain_json(data: Any) -> Any:
-    """``data`` with NaN and infinities as None: JSON has neither."""
-    if isinstance(data, dict):
-        return {str(name): plain_json(value) for name, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [plain_json(value) for value in data]
-    if isinstance(data, float):
-        return float(data) if math.isfinite(data) else None
-    return data
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Writes JSON; an existing file is replaced as a whole or not at all."""
-    text = json.dumps(data, indent=1, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wush_jax.evaluation.result import Evaluations
-from wush_jax.reporting import tables
+from wush_jax.reporting import files, tables
 
 COSTS = ("bits", "bytes", "seconds")  # shown last, and not plotted
 _HEADINGS = {
@@ -178,7 +178,7 @@ class Sweep:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as `to_json` writes it; a figure that is not finite is None."""
-        return tables.plain_json(
+        return files.plain_json(
             {
                 "rows": [dataclasses.asdict(row) for row in self.rows],
                 "means": [dataclasses.asdict(row) for row in self.means()],
@@ -195,7 +195,7 @@ class Sweep:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON; an existing file is replaced as a whole or not at all."""
-        tables.write_json(Path(path), self.as_dict())
+        files.write_json(Path(path), self.as_dict())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes a PNG: a panel a figure, a row a transform, a colour a solver (matplotlib)."""

@@ -16,7 +16,8 @@ from jaxtyping import PRNGKeyArray
 
 from wush_jax.config import Config
 from wush_jax.evaluation.evaluate import forward, named, sequence_sums
-from wush_jax.evaluation.result import FLOAT, Sums, summarize
+from wush_jax.evaluation.result import summarize
+from wush_jax.evaluation.rows import FLOAT, Sums
 from wush_jax.evaluation.targets import Targets
 from wush_jax.frontends.linen.run import as_variables
 from wush_jax.layers import trees

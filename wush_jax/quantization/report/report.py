@@ -3,63 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from wush_jax.config import LayerConfig, Rule
-from wush_jax.reporting.files import write_atomically
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """One layer (one slice of a stack of layers).
-
-    Attributes:
-      path: module path, with the index of the slice in brackets if it is one of a stack.
-      shares: path of the layer whose transform it shares (itself if alone).
-      shape: K, N.
-      format, act_format, transform, block: as configured.
-      tokens: calibration tokens that entered its second moments.
-      predicted, predicted_hadamard: J of the group's transform, and of Hadamard.
-      error: ‖y - xW‖² / ‖xW‖² of the quantized layer on the sample tokens.
-      error_identity, error_hadamard: the same with those transforms and RTN.
-      condition: largest cond(T) of its blocks.
-      weight_span, act_span: log2 of the largest over the smallest group scale, weights and sample.
-      strength: as configured, or chosen.
-      solver: "rtn", "gptq", with "+search" for a scale search.
-      online: see `transform_cost`.
-      candidates: for transform "auto", each one's score (`fitting.auto`); the least was chosen.
-    """
-
-    path: str
-    shares: str
-    shape: tuple[int, int]
-    format: str
-    act_format: str | None
-    transform: str
-    block: int
-    tokens: int
-    predicted: float
-    predicted_hadamard: float
-    error: float
-    error_identity: float
-    error_hadamard: float
-    condition: float
-    weight_span: float
-    act_span: float
-    strength: float = 1.0
-    solver: str = "rtn"
-    online: float = 0.0
-    candidates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+from wush_jax.config import Rule
+from wush_jax.quantization.report.plot import plot_layers
+from wush_jax.quantization.report.rows import COMPARED, LayerReport, errors, mean_error
+from wush_jax.reporting.files import plain_json, write_json
+from wush_jax.reporting.tables import as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +34,16 @@ class Report:
     unused_rules: tuple[str, ...]
 
     def mean_error(self, field: str = "error") -> float:
-        """Geometric mean over layers of ``error``, ``error_identity`` or ``error_hadamard``."""
-        values = [max(getattr(layer, field), 1e-30) for layer in self.layers]
-        return math.exp(sum(map(math.log, values)) / len(values))
+        """Geometric mean over layers of one of their errors.
+
+        Args:
+          field: "error", "error_identity" or "error_hadamard".
+
+        Raises:
+          ValueError: the comparison with identity or Hadamard was not asked for, or there is no
+            layer.
+        """
+        return mean_error(self.layers, field)
 
     def rules(self) -> tuple[Rule, ...]:
         """Rules that repeat the transforms of this run, those that "auto" chose among them."""
@@ -106,7 +70,7 @@ class Report:
             table.add_row(
                 row.path + ("" if row.shares == row.path else " ↑"),
                 f"{row.shape[0]} x {row.shape[1]}",
-                row.format if row.act_format == row.format else f"{row.format}, {row.act_format}",
+                row.formats,
                 f"{row.transform} {row.block}",
                 str(row.tokens),
                 f"{row.predicted:.3g}",
@@ -118,42 +82,34 @@ class Report:
                 f"{row.weight_span:.1f}",
                 f"{row.act_span:.1f}",
             )
+        if not self.layers:
+            return table
+        means = [f"geometric mean {self.mean_error():.5f}"]
+        for field, name in COMPARED.items():
+            if errors(self.layers, field) is not None:
+                means.append(f"{name} {self.mean_error(field):.5f}")
         table.caption = (
-            f"geometric mean {self.mean_error():.5f}, identity "
-            f"{self.mean_error('error_identity'):.5f}, Hadamard "
-            f"{self.mean_error('error_hadamard'):.5f}; ↑ shares the transform above; "
+            f"{', '.join(means)}; ↑ shares the transform above; "
             "online: the transform's multiplications beside the product's"
         )
         return table
 
     def __str__(self) -> str:
-        console = Console(width=160, record=False, no_color=True)
-        with console.capture() as capture:
-            console.print(self.table())
-            for path, reason in self.skipped.items():
-                console.print(f"kept in float: {path} ({reason})", highlight=False)
-            for pattern in self.unused_rules:
-                console.print(f"rule matched no layer: {pattern!r}", highlight=False)
-        return capture.get()
+        kept = [f"kept in float: {path} ({reason})" for path, reason in self.skipped.items()]
+        unused = [f"rule matched no layer: {pattern!r}" for pattern in self.unused_rules]
+        return as_text(self.table(), *kept, *unused)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as `to_json` writes it."""
-        return {
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-            "skipped": dict(self.skipped),
-            "unused_rules": list(self.unused_rules),
-        }
+        """Plain data, as `to_json` writes it; a figure that is not finite is None."""
+        return plain_json(dataclasses.asdict(self))
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON; an existing file is replaced as a whole or not at all."""
-        text = json.dumps(self.as_dict(), indent=1)
-        write_atomically(Path(path), lambda temporary: temporary.write_text(text))
+        write_json(Path(path), self.as_dict())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes a PNG of every layer's error against identity and Hadamard (needs matplotlib)."""
-        from wush_jax.reporting.figures import plot_layers
-
-        plot_layers(self, Path(path))
+        plot_layers(self.layers, Path(path))
 
     def warn(self) -> None:
         """Warns of rules that matched nothing: a typo there leaves layers at the default."""
@@ -165,15 +121,5 @@ class Report:
             )
 
 
-def transform_cost(config: LayerConfig, outputs: Sequence[int]) -> float:
-    """Multiplications of the online transform, as a share of the products that follow it.
-
-    Each of K features takes D of them for the transform, once for all layers that share it, and N
-    for each layer's product: D / ΣN. The identity takes none; Hadamard, by additions, log2 D.
-    """
-    work = {"identity": 0, "hadamard": config.block.bit_length() - 1}
-    return work.get(config.transform, config.block) / sum(outputs)
-
-
-def _ratio(a: float, b: float) -> str:
-    return f"{a / b:.2f}" if b > 0 else "-"
+def _ratio(a: float, b: float | None) -> str:
+    return f"{a / b:.2f}" if b is not None and b > 0 else "-"

@@ -23,7 +23,8 @@ from wush_jax.frontends.linen.placed import Call, placed
 from wush_jax.layers import trees
 from wush_jax.layers.quantized_kernel import QuantizedKernel
 from wush_jax.quantization.quantize import quantize
-from wush_jax.quantization.report.report import LayerReport, Report
+from wush_jax.quantization.report.report import Report
+from wush_jax.quantization.report.rows import LayerReport
 from wush_jax.quantization.sequential import paths as block_paths
 from wush_jax.quantization.sequential.offload import Activations
 from wush_jax.reporting.progress import track
