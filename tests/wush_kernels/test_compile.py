@@ -2,10 +2,8 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import pytest
-from wush_kernels import _triton
 from wush_kernels.expand import expand
 from wush_kernels.quantized_matmul.block_scaled import block_scaled_matmul
 from wush_kernels.transform_quantize import (
@@ -17,9 +15,6 @@ from wush_kernels.transform_quantize import (
 from tests.support.triton_compile import TARGETS, matrix_instructions, ptx, trace
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-needs_jax_triton = pytest.mark.skipif(
-    _triton.reason_unavailable() is not None, reason=str(_triton.reason_unavailable())
-)
 K = 4096
 CODES, FOLDED, VALUES = (
     transform_quantize_codes,
@@ -111,26 +106,3 @@ def test_block_scaled_with_tails_and_few_tokens(target, name):
     sides = [(((n, 48), jnp.uint8), ((n, 96 // G), jnp.uint8)) for n in (3, 8)]
     (launch,) = trace(run, *sides[0], *sides[1], ((1,), jnp.float32))
     assert all("block_scale" in name for name in matrix_instructions(ptx(launch, target)))
-
-
-@needs_jax_triton
-@pytest.mark.parametrize("target", [90, 100])
-def test_lowering_for_cuda(target):
-    """A whole computation lowers through jax-triton on a machine without a GPU."""
-    x = jax.ShapeDtypeStruct((17, 512), jnp.bfloat16)
-    t = jax.ShapeDtypeStruct((16, 32, 32), jnp.bfloat16)
-    codes, stored = (jax.ShapeDtypeStruct((256, n), jnp.uint8) for n in (256, 16))
-    options = {"compute_capability": target}
-
-    def rows_and_weights(x, t, codes, stored, g):
-        rows = transform_quantize_folded(x, t, 1, rows=32, **options)
-        return rows, expand(codes, stored, jnp.zeros(2, jnp.int32), **options)
-
-    def native(x, t, codes, stored, g):
-        public = transform_quantize_codes(x, t, global_scale=g, **options)
-        return block_scaled_matmul(*public, codes, stored, g.reshape(1), **options)
-
-    function = rows_and_weights if target == 90 else native
-    traced = jax.jit(function).trace(x, t, codes, stored, jax.ShapeDtypeStruct((), jnp.float32))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("triton_kernel_call") >= 2
