@@ -24,7 +24,9 @@ from wush_jax.quantization.calibration import Calibration
 from wush_jax.quantization.quantize import quantize
 from wush_jax.quantization.report.report import Report
 from wush_jax.quantization.sequential.blocks import quantize_blocks
+from wush_jax.sweeps.grid import Grid, grid
 from wush_jax.sweeps.result import Sweep
+from wush_jax.sweeps.score import Score, TokenScore
 from wush_jax.sweeps.sweep import sweep
 
 __all__ = [
@@ -33,16 +35,20 @@ __all__ = [
     "Config",
     "Evaluation",
     "Evaluations",
+    "Grid",
     "QuantizedKernel",
     "Report",
     "Rule",
+    "Score",
     "Sweep",
+    "TokenScore",
     "abstract_quantize",
     "apply",
     "calibrate",
     "dequantize",
     "evaluate",
     "explain",
+    "grid",
     "layer_errors",
     "prepare",
     "quantize",

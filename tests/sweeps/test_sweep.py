@@ -1,4 +1,4 @@
-"""Sweeps of a tiny language model, and what is made of their rows."""
+"""Sweeps of a tiny language model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import wush_jax
-from wush_jax import Config, Sweep, calibrate, quantize, sweep
+from wush_jax import Config, Score, Sweep, TokenScore, calibrate, grid, quantize, sweep
 from wush_jax.layers import trees
-from wush_jax.sweeps.result import SweepRow
-from wush_jax.sweeps.sweep import configuration
+from wush_jax.sweeps.rows import SweepRow
 
 KEY = jax.random.key(2)
 CONFIG = Config(act_format=None, gauges=1, refine=0, sample_tokens=16)
@@ -54,10 +53,9 @@ def swept() -> Sweep:
     return sweep(
         PARAMS,
         halves,
+        grid(transforms=("random", "wush"), base=CONFIG),
         model=MODEL,
-        eval_batches=iter(HELD_OUT),
-        transforms=("random", "wush"),
-        config=CONFIG,
+        score=TokenScore(iter(HELD_OUT)),
         seeds=2,
     )
 
@@ -146,7 +144,8 @@ def test_named_configurations_scores_and_failures():
             raise ValueError("not [red]these[/red]")
         return {"accuracy": jnp.float32(0.5)}
 
-    found = sweep(PARAMS, calibration, configs=configs, score=score, reference={"accuracy": 0.75})
+    reference = {"accuracy": 0.75}
+    found = sweep(PARAMS, calibration, configs, score=Score(score, reference=reference))
     plain, wide, refused = found.rows
     assert (plain.label, plain.failed, plain.metrics["accuracy"]) == ("plain", None, 0.5)
     assert type(plain.metrics["accuracy"]) is float
@@ -154,26 +153,55 @@ def test_named_configurations_scores_and_failures():
     assert wide.failed is not None
     assert "hidden: K=32 in-features do not split into blocks of 64" in wide.failed
     assert found.evaluations is None
+    assert (found.reference, "accuracy" in found.maximize) == (reference, True)
     assert found.best("accuracy") == found.means()[0]
     text = str(found)
     assert "refused failed: not [red]these[/red]" in text
     assert "0.75" in text
     with pytest.raises(ValueError, match="every configuration failed; the first: wide: hidden: K="):
-        sweep(PARAMS, calibration, configs={"wide": configs["wide"]})
+        sweep(PARAMS, calibration, {"wide": configs["wide"]})
 
 
+def test_a_bare_function_scores_and_no_score_is_the_layers_error():
+    calibration = calibrate(PARAMS, CALIBRATION, model=MODEL, config=CONFIG)
+    configs = grid(["mxfp4"], ["hadamard"], ["rtn"], base=CONFIG) | {"mine": CONFIG}
+    found = sweep(PARAMS, calibration, configs, score=lambda q: {"cosine": 0.25, "loss": 2})
+    assert [row.label for row in found.rows] == ["hadamard", "mine"]
+    assert found.metrics() == ("layer_error", "cosine", "loss", "bits", "bytes", "seconds")
+    assert {row.metrics["cosine"] for row in found.rows} == {0.25}
+    assert {"cosine", "loss"} & found.maximize == {"cosine"}
+    assert found.reference == {}
+    plain = sweep(PARAMS, calibration, configs)
+    assert plain.metrics() == ("layer_error", "bits", "bytes", "seconds")
+    assert plain.best("layer_error").name == found.best("layer_error").name
+
+
+def test_the_sweeps_mask_is_the_scores_unless_it_has_its_own():
+    def tokens(mask: Any, own: Any) -> int:
+        found = sweep(
+            PARAMS,
+            CALIBRATION,
+            {"plain": dataclasses.replace(CONFIG, transform="hadamard")},
+            model=MODEL,
+            score=TokenScore(HELD_OUT, mask=own, bootstrap=0),
+            mask=mask,
+        )
+        assert found.evaluations is not None
+        return found.evaluations["plain"].tokens
+
+    half, most = (lambda batch, n=n: np.arange(12) < np.full((8, 1), n) for n in (6, 9))
+    assert [tokens(*pair) for pair in ((None, None), (half, None), (half, most))] == [176, 80, 128]
+
+
+GRID = grid(base=CONFIG)
+HELD = TokenScore(HELD_OUT)
 REFUSED = {
-    "format": ({"formats": ["fp5"]}, "fp5"),
-    "transform": ({"transforms": ["wash"]}, "'wash' names no transform"),
-    "solver": ({"solvers": ["gtpq"]}, "unknown solver 'gtpq'|rtn, gptq"),
-    "search": ({"solvers": ["rtn+serach"]}, "after a plus sign there is 'search' alone"),
-    "no format": ({"formats": []}, "nothing to sweep: 0 configurations, 1 seeds"),
+    "no format": ({"configs": grid(formats=[])}, "nothing to sweep: 0 configurations, 1 seeds"),
     "no configuration": ({"configs": {}}, "nothing to sweep: 0 configurations"),
     "no seed": ({"seeds": 0}, "nothing to sweep: 8 configurations, 0 seeds"),
-    "no model": ({"model": None, "eval_batches": HELD_OUT}, "eval_batches needs model="),
-    "both": ({"score": dict, "eval_batches": HELD_OUT}, "takes no score= beside it"),
-    "no batch": ({"eval_batches": []}, "at least one batch"),
-    "bad batches": ({"eval_batches": HELD_OUT, "targets": lambda b: b[0]}, "the targets are int"),
+    "no model": ({"model": None, "score": HELD}, "a TokenScore needs the model: pass model="),
+    "no batch": ({"score": TokenScore([])}, "at least one batch"),
+    "bad batches": ({"score": TokenScore(HELD_OUT, lambda b: b[0])}, "the targets are int"),
 }
 
 
@@ -181,7 +209,7 @@ REFUSED = {
 def test_refusals_come_before_any_work(name):
     options, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        sweep(PARAMS, _Untouched(), **{"model": MODEL, **options})
+        sweep(PARAMS, _Untouched(), **{"configs": GRID, "model": MODEL, **options})
 
 
 class _Untouched:
@@ -193,69 +221,4 @@ class _Untouched:
 
 def test_an_iterator_does_not_serve_several_seeds():
     with pytest.raises(ValueError, match="can be read once, and there are 2 seeds"):
-        sweep(PARAMS, iter(CALIBRATION), model=MODEL, seeds=[KEY, KEY])
-
-
-def test_texts_of_the_grid():
-    base = Config(transform_block=64, strength=0.5, scale_search=True)
-    plain = configuration("int4", "wush", "rtn", base)
-    assert plain == dataclasses.replace(base, format="int4", transform="wush")
-    full = configuration("mxfp4", "wush-128@0.75", "gptq+search", Config())
-    assert full == Config(
-        transform_block=128, strength=0.75, solver="gptq", scale_search=True, transform="wush"
-    )
-    assert configuration("mxfp4", "auto", "rtn", base).transform == "auto"
-
-
-def row(name: str, format_name: str = "mxfp4/wush", seed: int = 0, **metrics: float) -> SweepRow:
-    failed = None if metrics else f"no {name}"
-    return SweepRow(
-        name, name, format_name, format_name, "wush", 32, "rtn", False, seed, metrics, {}, failed
-    )
-
-
-MADE = Sweep(
-    (
-        row("a", kl=2.0, top1=0.9, seconds=1.0),
-        row("b", kl=1.0, top1=0.8, seconds=2.0),
-        row("c", "int4", kl=math.inf, top1=0.7, seconds=3.0),
-        row("d", "int4"),
-    ),
-    frozenset({"top1"}),
-)
-
-
-def test_the_best_is_the_least_or_the_most_and_finite():
-    assert MADE.best("kl").name == "b"
-    assert MADE.best("top1").name == "a"
-    assert MADE.best("top1", "int4").name == "c"
-    assert MADE.best("top1", "mxfp4") == MADE.best("top1", "mxfp4/wush") == MADE.best("top1")
-    for metric, formats in (("kl", "int4"), ("accuracy", None), ("kl", "nvfp4")):
-        with pytest.raises(
-            ValueError, match=rf"'{metric}'.* kl, top1, seconds, of mxfp4/wush, int4"
-        ):
-            MADE.best(metric, formats)
-
-
-def test_failures_and_infinities_are_shown_and_null_in_json(tmp_path):
-    text = str(MADE)
-    assert "d failed: no d" in text
-    assert "inf" in text
-    data = MADE.as_dict()
-    assert data["best"] == {"kl": "b", "top1": "a"}
-    assert data["rows"][2]["metrics"]["kl"] is None
-    assert data["means"][3]["failed"] == "no d"
-    MADE.plot(tmp_path / "made.png")
-
-
-def test_a_seed_that_failed_is_left_out_of_the_mean():
-    rows = (row("a", kl=2.0), row("a", kl=4.0, seed=1), row("a", seed=2), row("b", seed=0))
-    a, b = Sweep((*rows, row("b", kl=5.0, seed=1), row("b", seed=2)), frozenset()).means()
-    assert (a.metrics, a.spread, a.failed) == ({"kl": 3.0}, {"kl": math.sqrt(2)}, None)
-    assert (b.metrics, b.spread, b.failed) == ({"kl": 5.0}, {}, None)
-
-
-def test_nothing_to_plot(tmp_path):
-    with pytest.raises(ValueError, match="nothing to plot: no row has a figure"):
-        Sweep((row("d"),), frozenset()).plot(tmp_path / "none.png")
-    assert list(tmp_path.iterdir()) == []
+        sweep(PARAMS, iter(CALIBRATION), GRID, model=MODEL, seeds=[KEY, KEY])

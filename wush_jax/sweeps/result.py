@@ -13,9 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from wush_jax.evaluation.result import Evaluations
-from wush_jax.reporting import files, tables
+from wush_jax.reporting.files import plain_json, write_json
+from wush_jax.reporting.tables import as_text, plus_minus
+from wush_jax.sweeps import rows as rows_lib
+from wush_jax.sweeps.plot import plot_sweep
+from wush_jax.sweeps.rows import COSTS, SweepRow
 
-COSTS = ("bits", "bytes", "seconds")  # shown last, and not plotted
 _HEADINGS = {
     "layer_error": "layer error",
     "delta_loss": "Δ loss",
@@ -27,48 +30,6 @@ _HEADINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class SweepRow:
-    """One configuration with one seed, or its mean over seeds.
-
-    Attributes:
-      name: of the configuration, unique among them.
-      label: the transform as the grid named it, or ``name`` of a configuration given by name.
-      format, act_format: number formats of weights and activations (None: kept in float).
-      transform, block: which transform, and D.
-      solver, scale_search: as in `wush_jax.Config`.
-      seed: which one, from 0; None for the mean over seeds.
-      metrics: figure by name; empty if failed.
-      spread: standard deviation over seeds of a mean over several, else the bootstrap standard
-        error of the figures that have one.
-      failed: the message, or None.
-    """
-
-    name: str
-    label: str
-    format: str
-    act_format: str | None
-    transform: str
-    block: int
-    solver: str
-    scale_search: bool
-    seed: int | None = None
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    spread: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    failed: str | None = None
-
-    @property
-    def formats(self) -> str:
-        """Both number formats as one text."""
-        same = self.act_format == self.format
-        return self.format if same else f"{self.format}, {self.act_format or 'float'}"
-
-    @property
-    def solving(self) -> str:
-        """Solver and scale search as one text."""
-        return self.solver + ("+search" if self.scale_search else "")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sweep:
     """All rows.
@@ -77,8 +38,8 @@ class Sweep:
       rows: one for each configuration and seed.
       maximize: figures of which more is better; of all others less is.
       reference: the float model's figures, if known.
-      evaluations: of ``eval_batches``, by the rows' names (with " #seed" if there are several);
-        its ``difference`` compares two configurations over the same sequences.
+      evaluations: of a `wush_jax.TokenScore`, by the rows' names (with " #seed" if there are
+        several); its ``difference`` compares two configurations over the same sequences.
     """
 
     rows: tuple[SweepRow, ...]
@@ -88,15 +49,11 @@ class Sweep:
 
     def means(self) -> tuple[SweepRow, ...]:
         """One row for each configuration: its mean over the seeds that did not fail."""
-        return tuple(
-            _mean([row for row in self.rows if row.name == name])
-            for name in dict.fromkeys(row.name for row in self.rows)
-        )
+        return rows_lib.means(self.rows)
 
     def metrics(self) -> tuple[str, ...]:
         """Names of all figures, costs last."""
-        found = dict.fromkeys(name for row in self.rows for name in row.metrics)
-        return (*(n for n in found if n not in COSTS), *(n for n in COSTS if n in found))
+        return rows_lib.metrics(self.rows)
 
     def best(self, metric: str, formats: str | None = None) -> SweepRow:
         """The configuration with the best mean of ``metric``, of all or of those of ``formats``.
@@ -157,7 +114,7 @@ class Sweep:
                 bold = metric not in COSTS and best.get((row.formats, metric)) == row.name
                 cells.append(f"[bold]{cell}[/bold]" if bold else cell)
             if row.failed is not None and not row.metrics:
-                cells[0] = "failed"
+                cells[:1] = ["failed"]
             last = i + 1 < len(means) and means[i + 1].formats != row.formats
             head = (row.formats, escape(row.label), str(row.block), row.solving)
             table.add_row(*head, *cells, end_section=last)
@@ -169,16 +126,14 @@ class Sweep:
 
     def errors(self) -> str:
         """What the ``spread`` of `means` is, in words; empty if there is none."""
-        if len({row.seed for row in self.rows}) > 1:
-            return "standard deviation over seeds"
-        return "bootstrap standard error" if any(row.spread for row in self.rows) else ""
+        return rows_lib.errors(self.rows)
 
     def __str__(self) -> str:
-        return tables.as_text(self.table(), width=200)
+        return as_text(self.table(), width=200)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as `to_json` writes it; a figure that is not finite is None."""
-        return files.plain_json(
+        return plain_json(
             {
                 "rows": [dataclasses.asdict(row) for row in self.rows],
                 "means": [dataclasses.asdict(row) for row in self.means()],
@@ -195,27 +150,11 @@ class Sweep:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON; an existing file is replaced as a whole or not at all."""
-        files.write_json(Path(path), self.as_dict())
+        write_json(Path(path), self.as_dict())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes a PNG: a panel a figure, a row a transform, a colour a solver (matplotlib)."""
-        from wush_jax.sweeps.plot import plot_sweep
-
-        plot_sweep(self, Path(path))
-
-
-def _mean(rows: list[SweepRow]) -> SweepRow:
-    """Of one configuration's seeds; of a single seed its own figures and errors."""
-    done = [row for row in rows if row.failed is None]
-    if len(rows) == 1 or not done:
-        return dataclasses.replace(rows[0], seed=None)
-    metrics, spread = {}, {}
-    for name in done[0].metrics:
-        values = [row.metrics[name] for row in done if name in row.metrics]
-        metrics[name] = float(np.mean(values))
-        if len(values) > 1:
-            spread[name] = float(np.std(values, ddof=1))
-    return dataclasses.replace(done[0], seed=None, metrics=metrics, spread=spread)
+        plot_sweep(self.rows, Path(path), maximize=self.maximize, reference=self.reference)
 
 
 def _cell(metric: str, value: float | None, spread: float | None) -> str:
@@ -223,4 +162,4 @@ def _cell(metric: str, value: float | None, spread: float | None) -> str:
         return "-"
     if metric in COSTS:
         return {"bits": f"{value:.2f}", "bytes": f"{value / 1e6:.3g}"}.get(metric, f"{value:.1f}")
-    return tables.plus_minus(value, spread)
+    return plus_minus(value, spread)
