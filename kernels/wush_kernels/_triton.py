@@ -29,18 +29,20 @@ def reason_unavailable() -> str | None:
         return f"triton cannot be imported ({error}); {_INSTALL}"
     try:
         import jax_triton
+        import jaxlib
+        from jax_triton import triton_lib
         from jaxlib import gpu_triton
     except ImportError as error:
         return f"jax_triton cannot be imported ({error}); {_INSTALL}"
     if not hasattr(gpu_triton, "TritonKernelCall"):
-        return f"jaxlib {jax.lib.__version__} has no CUDA plugin; {_INSTALL}"
+        return f"jaxlib {jaxlib.__version__} has no CUDA plugin; {_INSTALL}"
     pair = f"jax-triton {jax_triton.__version__} and triton {triton.__version__}"
     try:
         from triton.backends.nvidia.compiler import CUDABackend
     except ImportError as error:
         return f"triton {triton.__version__} has no NVIDIA backend ({error}); {_INSTALL}"
     # jax-triton imports without a Triton it can use, and puts a stub in the backend's place.
-    if jax_triton.triton_lib.cb.CUDABackend is not CUDABackend:
+    if triton_lib.cb.CUDABackend is not CUDABackend:
         needs = [r for r in metadata.requires("jax-triton") or () if r.startswith("triton")]
         return f"{pair} do not work together: the former needs {' '.join(needs)}"
     return _reason_unreadable(pair)
@@ -77,11 +79,12 @@ def ptx_version() -> int | None:
     The plugin's Mosaic GPU bindings look for it in the same way, and say what it reads.
     """
     try:
-        from jax._src.lib import mosaic_gpu
+        from jax._src.lib import mosaic_gpu as plugin
     except ImportError:  # no CUDA plugin
         return None
+    bindings: Any = plugin
     try:
-        return mosaic_gpu._mosaic_gpu_ext._get_ptxas_isa_version()
+        return bindings._mosaic_gpu_ext._get_ptxas_isa_version()
     except RuntimeError:  # no ptxas: a program for CUDA can be lowered here, and run elsewhere
         return None
 

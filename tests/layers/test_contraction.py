@@ -96,7 +96,7 @@ def test_flax_dense_general(spec, seed):
     x = integers(rng, shape)
     kernel = integers(rng, (*(shape[i] for i in (*batch, *axis)), *features))
     module = nn.DenseGeneral(features, axis=axis, batch_dims=batch, use_bias=False)
-    expected = module.apply({"params": {"kernel": jnp.float32(kernel)}}, jnp.float32(x))
+    expected: Any = module.apply({"params": {"kernel": jnp.float32(kernel)}}, jnp.float32(x))
     contraction = Contraction.dense_general(x.ndim, axis, batch, len(features))
     assert contraction.roles == "b" * len(batch) + "k" * len(axis) + "n" * len(features)
     np.testing.assert_array_equal(through_rows(contraction, x, kernel), expected)

@@ -4,6 +4,7 @@ import re
 import shutil
 import types
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +29,16 @@ def rows_and_weights(x, t, codes, stored, g):
 
 
 def native(x, t, codes, stored, g):
-    options = {"compute_capability": 100}
-    public = transform_quantize_codes(x, t, global_scale=g, **options)
-    return block_scaled_matmul(*public, codes, stored, g.reshape(1), **options)
+    public = transform_quantize_codes(x, t, global_scale=g, compute_capability=100)
+    return block_scaled_matmul(*public, codes, stored, g.reshape(1), compute_capability=100)
 
 
 def delivered(function, *shapes) -> list[str]:
     """What XLA gets of each kernel of ``function``, lowered for CUDA: its launch, with its PTX."""
     lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",))
+    module: Any = lowered.compiler_ir()
     found = []
-    for operation in lowered.compiler_ir().body.operations:
+    for operation in module.body.operations:
         for op in operation.regions[0].blocks[0].operations:
             attributes = op.operation.attributes
             if "call_target_name" not in attributes:
@@ -61,9 +62,9 @@ def test_lowering_for_cuda(function, target):
     launches = delivered(function, x, t, codes, stored, shape((), jnp.float32))
     assert len(launches) == 2
     for launch in launches:
-        assert re.search(r"\.target sm_(\d+)", launch)[1] == str(target)
-        major, minor = re.search(r"\.version (\d+)\.(\d+)", launch).groups()
-        assert _triton.ptx_version() is None or int(major + minor) <= _triton.ptx_version()
+        assert re.findall(r"^\.target sm_(\d+)", launch, re.MULTILINE) == [str(target)]
+        [(major, minor)] = re.findall(r"^\.version (\d+)\.(\d+)", launch, re.MULTILINE)
+        assert int(major + minor) <= (_triton.ptx_version() or 999)
 
 
 def test_ptxas_is_asked():
@@ -71,7 +72,7 @@ def test_ptxas_is_asked():
     pytest.importorskip("jax_cuda13_plugin", reason="JAX's CUDA plugin is not installed")
     if shutil.which("ptxas") is None:
         pytest.skip("no ptxas")
-    assert _triton.ptx_version() >= 80
+    assert (_triton.ptx_version() or 0) >= 80
 
 
 class TestReasons:
@@ -93,10 +94,10 @@ class TestReasons:
 
     def test_a_triton_that_jax_triton_cannot_use(self, monkeypatch):
         """As jax-triton 0.4.1 with triton 3.6: it imports, with a stub for the backend."""
-        import jax_triton
+        from jax_triton import triton_lib
 
         stub = types.SimpleNamespace(CUDABackend=types.SimpleNamespace)
-        monkeypatch.setattr(jax_triton.triton_lib, "cb", stub)
+        monkeypatch.setattr(triton_lib, "cb", stub)
         reason = r"jax-triton [\d.]+ and triton [\d.]+ do not work together.* needs triton>=3"
         with pytest.raises(NotImplementedError, match=reason):
             _triton.require()

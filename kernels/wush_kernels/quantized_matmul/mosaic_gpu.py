@@ -183,7 +183,8 @@ def _shared(shape: tuple[int, ...], dtype, interpret):
         return plgpu.SMEM(shape, dtype)
     width = min(128, shape[-1] * jnp.dtype(dtype).itemsize)
     tiling = (8, width // jnp.dtype(dtype).itemsize)
-    transforms = (plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(width))
+    make: Any = plgpu  # pyright takes these two for abstract in jax 0.11
+    transforms = (make.TilingTransform(tiling), make.SwizzleTransform(width))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
