@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import flax.linen as nn
@@ -105,19 +104,6 @@ def test_heads_stay_float_unless_a_rule_says_otherwise():
     config = Config(gauges=1, sample_tokens=32, rules=(Rule("lm_head"),))
     q = wush_jax.quantize(params, [tokens], model=model, config=config)
     assert "lm_head" in trees.quantized_kernels(q)
-
-
-def test_report_prints_writes_and_plots(tmp_path):
-    _, report = wush_jax.quantize(PARAMS, [X], model=MODEL, config=CONFIG, return_report=True)
-    assert "down" in str(report)
-    report.to_json(tmp_path / "report.json")
-    rows = json.loads((tmp_path / "report.json").read_text())["layers"]
-    assert [row["path"] for row in rows] == ["up", "down"]
-    assert all(0 < row["error"] < 0.1 for row in rows)
-    assert all(row["predicted"] <= row["predicted_hadamard"] for row in rows)
-    report.plot(tmp_path / "layers.png")
-    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in tmp_path.iterdir()} == {"report.json", "layers.png"}
 
 
 def _with(path: str, value) -> dict:
