@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -90,41 +89,20 @@ def main() -> None:
     held_out = {domain: _inputs(model, params, tokenizer, domain) for domain in text.DOMAINS}
     paragraphs = text.paragraphs("evaluation")
     sentences = text.sentences(tokenizer, paragraphs, SENTENCES, SENTENCE_LENGTH)
-    reference = evaluate.embeddings(model, params, sentences)
+    judge = evaluate.Judge(model, params, calibration, sentences, options.seed)
 
     rows: list[dict[str, Any]] = []
     for fmt in options.formats:
         for (transform, solver), settings in track(METHODS.items(), fmt):
             config = wush_jax.Config(**{"format": fmt, "share_inputs": False, **settings})
-            clock = time.perf_counter()
-            qparams, report = wush_jax.quantize(
-                params,
-                calibration,
-                config=config,
-                key=jax.random.key(options.seed),
-                progress=False,
-                return_report=True,
-            )
-            seconds = time.perf_counter() - clock
-            cosines = (evaluate.embeddings(model, qparams, sentences) * reference).sum(-1)
-            rows.append(
-                {
-                    "format": fmt,
-                    "transform": transform,
-                    "solver": solver,
-                    "cosine": float(cosines.mean()),
-                    "cosine_se": float(cosines.std(ddof=1) / np.sqrt(len(cosines))),
-                    "linear_mb": evaluate.megabytes(qparams)[0],
-                    "seconds": seconds,
-                    "layers": {
-                        domain: evaluate.layer_errors(params, qparams, inputs)
-                        for domain, inputs in held_out.items()
-                    },
-                    "chosen": collections.Counter(
-                        f"{layer.transform} {layer.block}" for layer in report.layers
-                    ),
-                }
-            )
+            qparams, report, found = judge.quantized(config)
+            errors = {
+                domain: evaluate.layer_errors(params, qparams, inputs)
+                for domain, inputs in held_out.items()
+            }
+            chosen = collections.Counter(f"{row.transform} {row.block}" for row in report.layers)
+            method = {"format": fmt, "transform": transform, "solver": solver}
+            rows.append({**method, **found, "layers": errors, "chosen": chosen})
             console.print(f"{time.perf_counter() - started:5.0f} s  {fmt} {transform} {solver}")
     console.print(_table(rows))
     for row in rows:

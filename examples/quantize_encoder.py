@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from rich.table import Table
 
 import wush_jax
 from examples.minilm import evaluate, load, text
+from wush_jax.reporting.files import write_json
 
 FORMATS = ("mxfp4", "nvfp4", "int4")
 TRANSFORMS = ("identity", "hadamard", "wus", "wush", "unshared", "best")
@@ -60,8 +60,34 @@ def main() -> None:
     with console.status(f"running the float model over {options.tokens} tokens"):
         calibration = wush_jax.calibrate(params, batches, model=model, mask=lambda b: b["mask"])
         (inputs,) = evaluate.layer_inputs(model, params, held_out_batches, HELD_OUT_TOKENS)[:1]
-        reference = evaluate.embeddings(model, params, sentences)
+        judge = evaluate.Judge(model, params, calibration, sentences, options.seed)
 
+    rows = measure(options, console, judge, params, inputs)
+    summary = {
+        "calibration_tokens": sum(int(batch["mask"].sum()) for batch in batches),
+        "held_out_tokens": HELD_OUT_TOKENS,
+        "sentences": SENTENCES,
+        "seed": options.seed,
+        "seconds": time.perf_counter() - started,
+        "rows": rows,
+    }
+    write_json(options.out / "quickstart.json", summary)
+    console.print(f"the same as JSON: {options.out / 'quickstart.json'}")
+    console.print(f"{summary['seconds']:.0f} seconds in all")
+
+
+def measure(
+    options: argparse.Namespace,
+    console: Console,
+    judge: evaluate.Judge,
+    params: Any,
+    inputs: dict[str, jax.Array],
+) -> list[dict[str, Any]]:
+    """The table's rows, printed as they come.
+
+    Args:
+      inputs: what enters each layer on held-out text.
+    """
     linear_mb, model_mb = evaluate.megabytes(params)
     float_row = {
         "format": "float32",
@@ -76,53 +102,20 @@ def main() -> None:
     add_row(table, float_row)
     with Live(table, console=console) if console.is_terminal else contextlib.nullcontext():
         for fmt, transform, config in configurations(options.formats, options.transforms):
-            clock = time.perf_counter()
-            qparams, report = wush_jax.quantize(
-                params,
-                calibration,
-                config=config,
-                key=jax.random.key(options.seed),
-                progress=False,
-                return_report=True,
-            )
-            seconds = time.perf_counter() - clock
+            qparams, report, found = judge.quantized(config)
             errors = evaluate.layer_errors(params, qparams, inputs)
-            cosines = (evaluate.embeddings(model, qparams, sentences) * reference).sum(-1)
-            linear_mb, model_mb = evaluate.megabytes(qparams)
-            row = {
-                "format": fmt,
-                "transform": transform,
-                "layer_error": evaluate.geometric_mean(errors),
-                "cosine": float(cosines.mean()),
-                "linear_mb": linear_mb,
-                "model_mb": model_mb,
-                "seconds": seconds,
-                "layers": errors,
-            }
-            rows.append(row)
+            mean = evaluate.geometric_mean(errors)
+            row = {"format": fmt, "transform": transform, "layer_error": mean, **found}
+            rows.append({**row, "layers": errors})
             add_row(table, row)
             if not console.is_terminal:
                 console.print("  ".join(cells(row)), highlight=False)
             if config == wush_jax.Config():
-                options.out.mkdir(parents=True, exist_ok=True)
                 report.plot(options.out / "layers.png")
                 console.print(f"error of every layer: {options.out / 'layers.png'}")
-
     if not console.is_terminal:
         console.print(table)
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    summary = {
-        "calibration_tokens": sum(int(batch["mask"].sum()) for batch in batches),
-        "held_out_tokens": HELD_OUT_TOKENS,
-        "sentences": SENTENCES,
-        "seed": options.seed,
-        "seconds": time.perf_counter() - started,
-        "rows": rows,
-    }
-    (options.out / "quickstart.json").write_text(json.dumps(summary, indent=1))
-    console.print(f"the same as JSON: {options.out / 'quickstart.json'}")
-    console.print(f"{summary['seconds']:.0f} seconds in all")
+    return rows
 
 
 def parse_options() -> argparse.Namespace:

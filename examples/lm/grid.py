@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import wush_jax
-from wush_jax.transforms import spec as candidates
 
 FORMATS = ("mxfp4", "nvfp4", "int4")
 TRANSFORMS = ("identity", "hadamard", "wus", "wush", "wush-128")
@@ -68,11 +68,10 @@ def grid(
     """
     rows = []
     for format in formats:
-        for transform in transforms:
-            rows += [
-                Row(format, transform, solver, _plain(format, transform, solver))
-                for solver in solvers
-            ]
+        configs = wush_jax.grid((format,), transforms, solvers)
+        for transform, solver in itertools.product(transforms, solvers):
+            config = configs[name_of(format, transform, solver)]
+            rows.append(Row(format, transform, solver, _as_published(config)))
         defaults = wush_jax.Config(format=format, solver="gptq")
         wide = dataclasses.replace(defaults, transform_block=128)
         search = dataclasses.replace(defaults, scale_search=True)
@@ -87,16 +86,8 @@ def grid(
     return rows
 
 
-def _plain(format: str, transform: str, solver: str) -> wush_jax.Config:
-    spec = candidates.parse(transform)
-    config = wush_jax.Config(
-        format=format,
-        transform=spec.name,
-        transform_block=spec.block or None,
-        strength=spec.strength,
-        solver=solver,
-    )
-    if solver != "gptq":
+def _as_published(config: wush_jax.Config) -> wush_jax.Config:
+    if config.solver != "gptq":
         return config
-    gauges = config.gauges if spec.block else 1
+    gauges = config.gauges if config.transform_block else 1
     return dataclasses.replace(config, objective="W", refine=0, gauges=gauges)

@@ -11,16 +11,15 @@ from typing import Any
 from rich.table import Table
 
 from examples.lm.grid import Row, name_of
-from wush_jax.reporting.files import write_atomically
+from wush_jax.reporting import figures
 from wush_jax.reporting.tables import plus_minus
 
-# Okabe-Ito colours and shapes: told apart by colour-blind readers too.
 _MARKS = (
-    ("#0072B2", "o"),
-    ("#E69F00", "s"),
-    ("#009E73", "D"),
-    ("#CC79A7", "^"),
-    ("#D55E00", "v"),
+    (figures.BLUE, "o"),
+    (figures.ORANGE, "s"),
+    (figures.GREEN, "D"),
+    (figures.PURPLE, "^"),
+    (figures.RED, "v"),
 )
 
 
@@ -127,8 +126,8 @@ def table(title: str, dtype: str, reference: Mapping[str, Any], results: Sequenc
 
 def as_dict(result: Result) -> dict[str, Any]:
     """Plain data: the figures by seed, and their means and standard deviations over seeds."""
-    figures = ("perplexity", "delta_loss", "kl", "top1")
-    means = {name: mean_deviation(getattr(result, name)) for name in figures}
+    names = ("perplexity", "delta_loss", "kl", "top1")
+    means = {name: mean_deviation(getattr(result, name)) for name in names}
     return dataclasses.asdict(result) | {"mean": means}
 
 
@@ -139,13 +138,11 @@ def from_dict(data: Mapping[str, Any]) -> Result:
 
 def plot(title: str, results: Sequence[Result], path: Path) -> None:
     """Writes a PNG: loss added by each configuration, a panel a format (needs matplotlib)."""
-    from matplotlib.figure import Figure
-
     formats = list(dict.fromkeys(r.format for r in results))
     transforms = list(dict.fromkeys(r.transform for r in results))
     solvers = list(dict.fromkeys(r.solver for r in results))
     width = max(7.0, 1.2 + len(formats) * (1.2 + 0.35 * len(transforms)))  # the legend's at least
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    figure = figures.new_figure(width, 4.2)
     panels = figure.subplots(1, len(formats), sharey=True, squeeze=False)[0]
     for panel, format in zip(panels, formats, strict=True):
         for i, solver in enumerate(solvers):
@@ -172,4 +169,4 @@ def plot(title: str, results: Sequence[Result], path: Path) -> None:
     panels[0].set_ylabel("loss above the float model's, nats a byte")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title=title)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+    figures.save(figure, path)

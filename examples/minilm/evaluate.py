@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,52 @@ def layer_errors(
 def _relative_error(x: jax.Array, w: jax.Array, kernel: wush_jax.QuantizedKernel) -> jax.Array:
     exact = jnp.matmul(x, w, precision="highest")
     return jnp.sum((ops.linear(x, kernel) - exact) ** 2) / jnp.sum(exact**2)
+
+
+class Judge:
+    """Quantizes from one calibration, again and again, and compares the sentence embeddings."""
+
+    def __init__(
+        self,
+        model: BertEncoder,
+        params: Mapping[str, Any],
+        calibration: wush_jax.Calibration,
+        sentences: Batch,
+        seed: int,
+    ):
+        self._model, self._params, self._calibration = model, params, calibration
+        self._sentences, self._key = sentences, jax.random.key(seed)
+        self._reference = embeddings(model, params, sentences)
+
+    def quantized(self, config: wush_jax.Config) -> tuple[Any, wush_jax.Report, dict[str, float]]:
+        """Quantized params, their report, and figures.
+
+        These are "cosine" to the float model's embeddings, mean over sentences, and its standard
+        error "cosine_se"; "linear_mb" and "model_mb", see `megabytes`; "seconds" to quantize.
+        """
+        clock = time.perf_counter()
+        qparams, report = wush_jax.quantize(
+            self._params,
+            self._calibration,
+            config=config,
+            key=self._key,
+            progress=False,
+            return_report=True,
+        )
+        seconds = time.perf_counter() - clock
+        cosines = (embeddings(self._model, qparams, self._sentences) * self._reference).sum(-1)
+        linear_mb, model_mb = megabytes(qparams)
+        return (
+            qparams,
+            report,
+            {
+                "cosine": float(cosines.mean()),
+                "cosine_se": float(cosines.std(ddof=1) / np.sqrt(len(cosines))),
+                "linear_mb": linear_mb,
+                "model_mb": model_mb,
+                "seconds": seconds,
+            },
+        )
 
 
 def embeddings(model: BertEncoder, params: Mapping[str, Any], batch: Batch) -> np.ndarray:
