@@ -11,7 +11,6 @@ the whole process: where other programs compete for the cores they say more than
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `examples` is not an insta
 import wush_jax
 from examples.minilm import load, text
 from wush_jax.quantization.calibrate import calibrate
+from wush_jax.reporting.files import write_json
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:
@@ -126,7 +126,7 @@ def main() -> None:
     result = measure(options.tokens, options.block, options.repeats)
     show(result)
     if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1))
+        write_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from kernels.bench import timing
+from wush_jax.reporting.files import write_json
 
 _PACKAGES = ("wush-jax", "jax", "jaxlib", "jax-triton", "triton", "flax", "qwix")
 
@@ -88,20 +88,5 @@ class Results:
 
     def write(self) -> None:
         """Writes the file; numbers that are not finite become null."""
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_finite(self.data), indent=1, allow_nan=False)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(text + "\n")
-        partial.replace(self.path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+        if self.path is not None:
+            write_json(self.path, self.data, digits=6)

@@ -52,6 +52,11 @@ def test_what_json_lacks_becomes_null_however_deep(tmp_path):
     assert text.endswith("}\n")
 
 
+def test_floats_to_so_many_digits():
+    data = {"us": [123456.789, 1 / 3], "n": 123456789, "nan": np.float32("nan")}
+    assert plain_json(data, digits=4) == {"us": [123500.0, 0.3333], "n": 123456789, "nan": None}
+
+
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_json(tmp_path / "data.json", {"path": tmp_path})

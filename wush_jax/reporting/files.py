@@ -23,23 +23,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def plain_json(data: Any) -> Any:
+def plain_json(data: Any, digits: int | None = None) -> Any:
     """``data`` as JSON can hold it: NaN and infinities, which it lacks, as None.
 
-    Keys become text, tuples lists, NumPy's scalars Python's.
+    Keys become text, tuples lists, NumPy's scalars Python's; floats are rounded to ``digits``.
     """
     if isinstance(data, Mapping):
-        return {str(name): plain_json(value) for name, value in data.items()}
+        return {str(name): plain_json(value, digits) for name, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [plain_json(value) for value in data]
+        return [plain_json(value, digits) for value in data]
     if isinstance(data, np.generic):
-        return plain_json(data.item())
-    if isinstance(data, float) and not math.isfinite(data):
+        return plain_json(data.item(), digits)
+    if not isinstance(data, float):
+        return data
+    if not math.isfinite(data):
         return None
-    return data
+    return data if digits is None else float(f"{data:.{digits}g}")
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, digits: int | None = None) -> None:
     """Writes `plain_json` of ``data``; an existing file is replaced as a whole or not at all."""
-    text = json.dumps(plain_json(data), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(plain_json(data, digits), indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
