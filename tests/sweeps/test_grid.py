@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_grids_and_configurations_of_ones_own_are_joined():
     assert list(wide) == ["int4 wush-64 rtn"]
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Any, str]] = {
     "format": ({"formats": ["fp5"]}, "fp5"),
     "transform": ({"transforms": ["wash"]}, "'wash' names no transform"),
     "solver": ({"solvers": ["gtpq"]}, "unknown solver 'gtpq'|rtn, gptq"),

@@ -6,15 +6,13 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 
 from wush_jax.evaluation.evaluate import forward, named, sequence_sums
 from wush_jax.evaluation.result import summarize
 from wush_jax.evaluation.rows import FLOAT, Evaluation, Sums
 from wush_jax.evaluation.targets import Targets
-from wush_jax.frontends.linen.run import as_variables
-from wush_jax.layers import trees
+from wush_jax.frontends import select
 from wush_jax.statistics.moments import Mask
 from wush_jax.sweeps.result import Sweep
 from wush_jax.sweeps.rows import SweepRow
@@ -87,7 +85,7 @@ class Judge(Protocol):
 
 def judge_of(
     score: Score | TokenScore | Figures | None,
-    model: nn.Module | None,
+    model: Any,
     params: Mapping[str, Any],
     mask: Callable[[Any], Mask] | None,
 ) -> Judge:
@@ -126,21 +124,20 @@ class _Tokens:
     def __init__(
         self,
         score: TokenScore,
-        model: nn.Module,
+        model: Any,
         params: Mapping[str, Any],
         mask: Callable[[Any], Mask] | None,
     ):
         self._score, self._mask = score, mask
-        self._run, self._variables = forward(model), trees.plain(as_variables(params))
+        self._front, self._params = select.front_end(model), params
+        self._run, self._variables = forward(self._front), self._front.variables(params)
         # of the float model alone: bad batches show before hours of quantizing
         self._sums = self._measured({})
 
     def _measured(self, candidates: Mapping[str, Any]) -> dict[str, Sums]:
-        others = named(self._variables, candidates)
-        score = self._score
-        return sequence_sums(
-            self._run, self._variables, others, score.batches, score.targets, self._mask, False
-        )
+        others = named(self._front, self._params, self._variables, candidates)
+        data = (self._score.batches, self._score.targets, self._mask)
+        return sequence_sums(self._front, self._run, self._variables, others, *data, False)
 
     def judge(self, name: str, qparams: Any) -> dict[str, float]:
         self._sums |= self._measured({name: qparams})

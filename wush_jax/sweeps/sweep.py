@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jaxtyping import PRNGKeyArray
 
@@ -33,7 +32,7 @@ def sweep(
     calib_batches: Any,
     configs: Mapping[str, Config],
     *,
-    model: nn.Module | None = None,
+    model: Any = None,
     score: Score | TokenScore | Figures | None = None,
     seeds: int | Iterable[PRNGKeyArray] = 1,
     mask: Callable[[Any], Mask] | None = None,
@@ -44,9 +43,9 @@ def sweep(
         wush_jax.sweep(params, batches, wush_jax.grid(), model=model,
                        score=wush_jax.TokenScore(held_out))
 
-    Besides the score's figures every row has ``layer_error`` (geometric mean over layers, from the
-    report), ``bits`` a weight and ``bytes`` (of the quantized kernels, transforms included), and
-    the ``seconds`` that quantizing took, compilation included.
+    Every row also has ``layer_error`` (geometric mean over layers, from the report), ``bits`` a
+    weight and ``bytes`` (of the quantized kernels, transforms included), and the ``seconds`` that
+    quantizing took, compilation included.
 
     Args:
       params: the float params, or the whole variables dict.
@@ -55,9 +54,9 @@ def sweep(
         seed's number, 0 and up, to either, for data that vary with the seed.
       configs: name -> `wush_jax.Config`: a `wush_jax.grid`, configurations of your own, or both.
         The first one's rules and ``sample_tokens`` are those of the calibration.
-      model: the Flax Linen model, as for `wush_jax.quantize`; a `TokenScore` needs it.
-      score: what to judge by: `TokenScore`, for next-token models; a function from quantized
-        params to figures by name; or `Score`, to say more of these. None: by ``layer_error`` alone.
+      model: as for `wush_jax.quantize`; a `TokenScore` needs it.
+      score: what to judge by: `wush_jax.TokenScore`, for next-token models; a function from
+        quantized params to figures by name; or `wush_jax.Score`, to say more of these.
       seeds: how many times to repeat everything, or a `jax.random.key` for each time.
       mask: as for `wush_jax.quantize`.
       progress: progress bars on stderr; None shows them on a terminal only.
@@ -67,12 +66,10 @@ def sweep(
       divide some K, say) is kept as failed, with the message.
 
     Raises:
-      ValueError: no configuration or no seed, batches that can be read once for several seeds, a
-        `TokenScore` without a model, an error of calibration or in evaluating the float model, or
-        every configuration failed.
+      ValueError: no configuration or seed; batches that can be read once, for several seeds; a
+        `TokenScore` without a model; calibration or the float model failed, or every configuration.
     """
-    keys = [jax.random.key(i) for i in range(seeds)] if isinstance(seeds, int) else list(seeds)
-    _check(calib_batches, configs, keys)
+    keys = _keys(seeds, configs, calib_batches)
     judge = judge_of(score, model, params, mask)
     first = dataclasses.replace(next(iter(configs.values())), pad=True)  # each sees to its own D
     written = labels(configs)
@@ -80,20 +77,23 @@ def sweep(
     for seed, key in enumerate(keys):
         data: Any = calib_batches(seed) if callable(calib_batches) else calib_batches
         if not isinstance(data, Calibration):
-            data = calibrate(
-                params, data, model=model, config=first, mask=mask, key=key, progress=progress
-            )
+            how = {"model": model, "config": first, "mask": mask, "progress": progress}
+            data = calibrate(params, data, key=key, **how)
         for name, config in track(configs.items(), "sweeping", progress):
             unique = name if len(keys) == 1 else f"{name} #{seed}"
             row = rows_lib.row(name, written[name], config, seed)
             rows[unique] = _filled(row, unique, judge, params, data, config, key)
     if all(row.failed is not None for row in rows.values()):
-        row = next(iter(rows.values()))
+        row, *_ = rows.values()
         raise ValueError(f"every configuration failed; the first: {row.name}: {row.failed}")
     return judge.complete(rows)
 
 
-def _check(calib_batches: Any, configs: Mapping[str, Config], keys: list[PRNGKeyArray]) -> None:
+def _keys(
+    seeds: int | Iterable[PRNGKeyArray], configs: Mapping[str, Config], calib_batches: Any
+) -> list[PRNGKeyArray]:
+    """A key for each seed, once there is anything to do with them."""
+    keys = [jax.random.key(i) for i in range(seeds)] if isinstance(seeds, int) else list(seeds)
     if not configs or not keys:
         raise ValueError(f"nothing to sweep: {len(configs)} configurations, {len(keys)} seeds")
     if len(keys) > 1 and isinstance(calib_batches, Iterator):
@@ -101,6 +101,7 @@ def _check(calib_batches: Any, configs: Mapping[str, Config], keys: list[PRNGKey
             f"{type(calib_batches).__name__} can be read once, and there are {len(keys)} seeds; "
             "pass a list, a function from the seed's number to batches, or a Calibration"
         )
+    return keys
 
 
 def _filled(

@@ -45,7 +45,7 @@ def without(*layers: LayerReport) -> Report:
 
 
 def cells(report: Report, column: str) -> list[str]:
-    return next(list(c.cells) for c in report.table().columns if c.header == column)
+    return next(list(map(str, c.cells)) for c in report.table().columns if c.header == column)
 
 
 def test_report_prints_writes_and_plots(tmp_path):
