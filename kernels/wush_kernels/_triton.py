@@ -29,13 +29,12 @@ def reason_unavailable() -> str | None:
         return f"triton cannot be imported ({error}); {_INSTALL}"
     try:
         import jax_triton
-        import jaxlib
         from jax_triton import triton_lib
-        from jaxlib import gpu_triton
+        from jaxlib import gpu_triton, version
     except ImportError as error:
         return f"jax_triton cannot be imported ({error}); {_INSTALL}"
     if not hasattr(gpu_triton, "TritonKernelCall"):
-        return f"jaxlib {jaxlib.__version__} has no CUDA plugin; {_INSTALL}"
+        return f"jaxlib {version.__version__} has no CUDA plugin; {_INSTALL}"
     pair = f"jax-triton {jax_triton.__version__} and triton {triton.__version__}"
     try:
         from triton.backends.nvidia.compiler import CUDABackend
