@@ -34,6 +34,8 @@ _COLUMNS = (
 class Evaluations(Mapping[str, Evaluation]):
     """All candidates by name, the float model's row ("float") first.
 
+    Errors are standard errors by the bootstrap (Efron 1979) over whole sequences.
+
     Attributes:
       rows: name -> `Evaluation`.
       sums: name -> per-sequence `Sums`, of which all else is made.
@@ -111,7 +113,12 @@ class Evaluations(Mapping[str, Evaluation]):
         write_json(Path(path), self.as_dict())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Writes a PNG of loss added, KL and top-1 agreement, with errors (needs matplotlib)."""
+        """Writes a PNG of loss added, KL and top-1 agreement, with errors.
+
+        Raises:
+          ValueError: there is no candidate beside the float model.
+          ImportError: matplotlib is not installed.
+        """
         plot_evaluations(self, Path(path))
 
 

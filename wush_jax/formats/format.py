@@ -7,12 +7,12 @@ picks the scale of a group, amax being its largest magnitude, and the global sca
 name    G   elements   scales  rule     scale of a group, global scale
 ======  ==  =========  ======  =======  ==========================================================
 mxfp4   32  E2M1       E8M0    wush     2^floor(log2 amax), g = 1/3: amax in [3, 6), nothing clips
-                               ocp      2^(floor(log2 amax) - 2), g = 1: clips above 6
-                               ceil     smallest power of two that does not clip, g = 1
+mxfp4   32  E2M1       E8M0    ocp      2^(floor(log2 amax) - 2), g = 1: clips above 6
+mxfp4   32  E2M1       E8M0    ceil     smallest power of two that does not clip, g = 1
 nvfp4   16  E2M1       E4M3    wush     amax / 6 / g rounded and saturated, g = 1/10
-                               nvidia   the same, g = amax of the tensor / (6 * 448)
+nvfp4   16  E2M1       E4M3    nvidia   the same, g = amax of the tensor / (6 * 448)
 int4    32  mid-rise   bf16    wush     2.5139 * 2/15 * root mean square, g = 1
-            mid-tread          absmax   amax / 7, g = 1
+int4    32  mid-tread  bf16    absmax   amax / 7, g = 1
 int8    32  integers   bf16    absmax   amax / 127, g = 1
 ======  ==  =========  ======  =======  ==========================================================
 

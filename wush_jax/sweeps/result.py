@@ -153,7 +153,12 @@ class Sweep:
         write_json(Path(path), self.as_dict())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Writes a PNG: a panel a figure, a row a transform, a colour a solver (matplotlib)."""
+        """Writes a PNG: a panel a figure, a row a transform, a colour a solver.
+
+        Raises:
+          ValueError: there is no figure to plot.
+          ImportError: matplotlib is not installed.
+        """
         plot_sweep(self.rows, Path(path), maximize=self.maximize, reference=self.reference)
 
 

@@ -1,4 +1,7 @@
-"""How good a transform is before anything is rounded: the predicted loss J, and cond(T)."""
+"""How good a transform is before anything is rounded: the predicted loss J, and cond(T).
+
+References: arXiv 2512.00956, section 3 (J, and its minimum over all T).
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ from wush_jax.reporting.tables import as_text
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All layers.
+    """All layers: what quantization did to each, and what stayed in floating point.
+
+    The predicted loss J is that of arXiv 2512.00956; errors are the true quantizer's, measured.
 
     Attributes:
       layers: in the order in which they were quantized.
@@ -108,7 +110,12 @@ class Report:
         write_json(Path(path), self.as_dict())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Writes a PNG of every layer's error against identity and Hadamard (needs matplotlib)."""
+        """Writes a PNG of every layer's error against identity and Hadamard.
+
+        Raises:
+          ValueError: there is no layer.
+          ImportError: matplotlib is not installed.
+        """
         plot_layers(self.layers, Path(path))
 
     def warn(self) -> None:
