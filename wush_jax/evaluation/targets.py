@@ -58,7 +58,7 @@ def wanted(
 
 def _counts(
     shape: tuple[int, ...], mask: Callable[[Any], Mask] | None, batch: Any
-) -> Bool[np.ndarray, "B T"]:
+) -> Bool[np.ndarray, "*tokens"]:
     kept = np.ones(shape, bool) if mask is None else np.asarray(mask(batch)) != 0
     if kept.shape != shape:
         raise ValueError(f"the mask has shape {kept.shape}; the tokens' shape is {shape}")
