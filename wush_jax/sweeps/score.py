@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -63,6 +63,7 @@ class TokenScore:
         object.__setattr__(self, "batches", tuple(self.batches))
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Figures of every row, and of the float model."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ from wush_jax.config import Config
 from wush_jax.layers import trees
 from wush_jax.quantization.calibrate import calibrate
 from wush_jax.quantization.calibration import Calibration
-from wush_jax.quantization.quantize import quantize
+from wush_jax.quantization.quantize import run
+from wush_jax.quantization.report.report import Report
 from wush_jax.reporting.progress import track
 from wush_jax.statistics.moments import Mask
 from wush_jax.sweeps import rows as rows_lib
@@ -49,9 +51,8 @@ def sweep(
 
     Args:
       params: the float params, or the whole variables dict.
-      calib_batches: as for `wush_jax.quantize` (K x K numbers an input are kept of them, which
-        serve every configuration); or what `wush_jax.calibrate` returned; or a function from the
-        seed's number, 0 and up, to either, for data that vary with the seed.
+      calib_batches: as for `wush_jax.quantize` (K x K numbers an input are kept of them); or what
+        `wush_jax.calibrate` returned; or a function from the seed's number, 0 and up, to either.
       configs: name -> `wush_jax.Config`: a `wush_jax.grid`, configurations of your own, or both.
         The first one's rules and ``sample_tokens`` are those of the calibration.
       model: as for `wush_jax.quantize`; a `TokenScore` needs it.
@@ -62,8 +63,8 @@ def sweep(
       progress: progress bars on stderr; None shows them on a terminal only.
 
     Returns:
-      A `Sweep`. A configuration that raises ValueError or NotImplementedError (a D that does not
-      divide some K, say) is kept as failed, with the message.
+      A `Sweep`. What raises ValueError or NotImplementedError (by a D that does not divide some K,
+      say) is kept as failed, with the message.
 
     Raises:
       ValueError: no configuration or seed; batches that can be read once, for several seeds; a
@@ -80,9 +81,10 @@ def sweep(
             how = {"model": model, "config": first, "mask": mask, "progress": progress}
             data = calibrate(params, data, key=key, **how)
         for name, config in track(configs.items(), "sweeping", progress):
-            unique = name if len(keys) == 1 else f"{name} #{seed}"
             row = rows_lib.row(name, written[name], config, seed)
-            rows[unique] = _filled(row, unique, judge, params, data, config, key)
+            unique = name if len(keys) == 1 else f"{name} #{seed}"
+            quantized = partial(run, params, data, model=model, config=config, key=key)
+            rows[unique] = _filled(row, unique, judge, quantized)
     if all(row.failed is not None for row in rows.values()):
         row, *_ = rows.values()
         raise ValueError(f"every configuration failed; the first: {row.name}: {row.failed}")
@@ -105,22 +107,15 @@ def _keys(
 
 
 def _filled(
-    row: SweepRow,
-    name: str,
-    judge: Judge,
-    params: Mapping[str, Any],
-    data: Calibration,
-    config: Config,
-    key: PRNGKeyArray,
+    row: SweepRow, name: str, judge: Judge, quantized: Callable[[], tuple[Any, Report]]
 ) -> SweepRow:
     """``row`` with its figures, or with the message of what failed."""
     try:
         started = time.perf_counter()
-        qparams, report = quantize(
-            params, data, config=config, key=key, progress=False, return_report=True
-        )
+        qparams, report = quantized()
         jax.block_until_ready(qparams)
         seconds = time.perf_counter() - started
+        report.warn()
         kernels = trees.quantized_kernels(qparams).values()
         held = sum(kernel.nbytes for kernel in kernels)
         figures = {
