@@ -48,7 +48,7 @@ def _verbatim(app, what, name, obj, options, lines: list[str]) -> None:
     taken out: stars and bars stand for themselves, and an indented paragraph that follows prose
     and a blank line is a formula or code, shown as it is.
     """
-    if what == "property":  # napoleon would take what stands before a colon for a type
+    if what in ("property", "data"):  # napoleon would take what stands before a colon for a type
         lines[0] = lines[0].replace(": ", " -- ", 1)
     out: list[str] = []
     literal = table = section = item = False
