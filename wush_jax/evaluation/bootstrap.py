@@ -4,7 +4,7 @@ Tokens of one sequence are not independent, sequences are; so whole sequences ar
 replacement. What is resampled are sums, so a ratio of sums (a mean over tokens) is resampled as
 the ratio that it is. All columns see the same draws: differences between them are paired.
 
-References: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979).
+References: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979.
 """
 
 from __future__ import annotations
