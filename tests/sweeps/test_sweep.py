@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import wush_jax
-from wush_jax import Config, Score, Sweep, TokenScore, calibrate, grid, quantize, sweep
+from wush_jax import Config, Rule, Score, Sweep, TokenScore, calibrate, grid, quantize, sweep
 from wush_jax.layers import trees
 from wush_jax.sweeps.rows import SweepRow
 
@@ -174,6 +174,13 @@ def test_a_bare_function_scores_and_no_score_is_the_layers_error():
     plain = sweep(PARAMS, calibration, configs)
     assert plain.metrics() == ("layer_error", "bits", "bytes", "seconds")
     assert plain.best("layer_error").name == found.best("layer_error").name
+
+
+def test_rules_that_match_nothing_are_warned_of():
+    calibration = calibrate(PARAMS, CALIBRATION, model=MODEL, config=CONFIG)
+    config = dataclasses.replace(CONFIG, transform="hadamard", rules=(Rule("no_such", skip=True),))
+    with pytest.warns(UserWarning, match="rule 'no_such' matched no layer"):
+        sweep(PARAMS, calibration, {"typo": config})
 
 
 def test_the_sweeps_mask_is_the_scores_unless_it_has_its_own():

@@ -130,11 +130,14 @@ def test_figures_that_are_not_finite_are_null_in_json(tmp_path):
     }
 
 
-def test_a_report_of_no_layer_is_shown():
+def test_a_report_of_no_layer_is_shown(tmp_path):
     report = Report((), {"head": "a rule"}, ())
     assert "kept in float: head (a rule)" in str(report)
     with pytest.raises(ValueError, match="no layer was quantized"):
         report.mean_error()
+    with pytest.raises(ValueError, match="no layer was quantized"):
+        report.plot(tmp_path / "layers.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rules_name_a_stack_once():
