@@ -7,7 +7,10 @@
 
 import os
 
+import jaxtyping
 import pytest
+
+pytest.register_assert_rewrite("tests.support")
 
 WANTED = {
     "xla_force_host_platform_device_count": "8",
@@ -25,3 +28,11 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked: for tests of the errors that wrong arguments get from us."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -58,6 +58,7 @@ def test_unknown_format(spec):
         Format(spec, "none")
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("spec", ALL)
 def test_bad_input(spec):
     size = get_format(spec).group_size
@@ -76,6 +77,7 @@ def test_bad_input(spec):
         formats.data_global_scale(jnp.ones(4, jnp.int32), spec)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_pack_rejects():
     with pytest.raises(ValueError, match="even K"):
         formats.pack(jnp.zeros((2, 3), jnp.uint8))

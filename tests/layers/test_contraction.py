@@ -68,7 +68,7 @@ def test_any_einsum(spec, seed):
 )
 def test_matrix_round_trip(roles, seed):
     rng = np.random.default_rng(seed)
-    shape = tuple(rng.integers(1, 5, len(roles)))
+    shape = tuple(rng.integers(1, 5, len(roles)).tolist())
     kernel = integers(rng, shape)
     matrix = kernel_to_matrix(kernel, roles)
     sizes = {r: [n for n, role in zip(shape, roles, strict=True) if role == r] for r in "bkn"}

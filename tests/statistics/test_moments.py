@@ -54,7 +54,8 @@ def test_streaming_equals_one_shot(block):
     resumed = moments.stream(batches[1:], block, start=begun)
     jax.tree.map(np.testing.assert_array_equal, resumed, streamed)
     assert_moments(begun, batches[0], block)  # not modified, nor donated
-    updated = moments.update(moments.update(moments.zeros(K, block), batches[0]), batches[1])
+    first, second = (jnp.asarray(x) for x in batches[:2])
+    updated = moments.update(moments.update(moments.zeros(K, block), first), second)
     assert_moments(updated, np.concatenate(batches[:2]), block)
 
 
@@ -128,11 +129,15 @@ def test_bfloat16_accumulates_in_float32_without_a_copy():
 
 @pytest.mark.parametrize("block", [0, 24, 128])
 def test_blocks_must_divide_the_features(block):
-    for call in (functools.partial(moments.of, tokens(0, 2)), functools.partial(moments.zeros, K)):
+    for call in (
+        functools.partial(moments.of, jnp.asarray(tokens(0, 2))),
+        functools.partial(moments.zeros, K),
+    ):
         with pytest.raises(ValueError, match=f"K=64 .* blocks of D={block}"):
             call(block)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"mask has shape \(4,\); the tokens' shape is \(4, 32\)"):
         moments.of(tokens(0, 4, 32), D, jnp.ones(4, bool))
@@ -152,7 +157,7 @@ def test_wrong_input_is_named():
 
 
 def test_weight_moment():
-    kernel = tokens(10, 48).T
+    kernel = jnp.asarray(tokens(10, 48).T)
     expected = exact(kernel.T, D) / 48
     np.testing.assert_allclose(moments.weight_moment(kernel, D), expected, rtol=1e-5, atol=1e-5)
 

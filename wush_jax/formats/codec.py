@@ -18,10 +18,11 @@ following conditions hold:
 
 import dataclasses
 import functools
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Float, Int8, UInt8
+from jaxtyping import Array, BFloat16, Float, Float32, Int8, UInt8
 
 from wush_jax.formats import elements, scales
 from wush_jax.formats.elements import pack, unpack
@@ -45,6 +46,11 @@ __all__ = [
     "unpack",
 ]
 
+# As stored, beside an array [*b, K]: bytes of codes, and the scales of its groups.
+Codes: TypeAlias = UInt8[Array, "*b Kb"] | Int8[Array, "*b Kb"]
+Scales: TypeAlias = UInt8[Array, "*b Kg"] | BFloat16[Array, "*b Kg"]
+GlobalScale: TypeAlias = Float32[Array, ""] | Float32[Array, "*#b 1"]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +58,17 @@ class Quantized:
     """A quantized array [..., K], a pytree of arrays with `format` static.
 
     Attributes:
-        codes: uint8 [..., K/2], two 4-bit codes a byte, low nibble = even index; 8-bit formats:
-            int8 [..., K].
-        scales: [..., K/G], in the format's `scale_dtype`.
-        global_scale: float32, [] or the rank of the array with last axis 1 (broadcastable).
+        codes: bytes [..., Kb]: uint8, Kb = K/2, two 4-bit codes a byte, low nibble = even index;
+            8-bit formats: int8, Kb = K.
+        scales: [..., Kg], Kg = K/G groups, in the format's `scale_dtype`.
+        global_scale: float32, [] or the rank of the array with last axis 1 (broadcastable); under
+            vmap, a stack of such.
         format: how to read them.
     """
 
-    codes: UInt8[Array, "*b K/2"] | Int8[Array, "*b K"]
-    scales: UInt8[Array, "*b K/G"] | BFloat16[Array, "*b K/G"]
-    global_scale: Float[Array, "*#g"]
+    codes: Codes
+    scales: Scales
+    global_scale: Float32[Array, "..."]
     format: Format = dataclasses.field(metadata={"static": True})
 
 
@@ -69,7 +76,7 @@ def quantize(
     x: Float[Array, "*b K"],
     format: str | Format,
     *,
-    global_scale: Float[Array, "*#g"] | float | None = None,
+    global_scale: Float[Array, ""] | Float[Array, "*#b 1"] | float | None = None,
 ) -> Quantized:
     """Codes and scales of x, groups running along the last axis.
 
@@ -104,7 +111,7 @@ def fake_quantize(
     x: Float[Array, "*b K"],
     format: str | Format,
     *,
-    global_scale: Float[Array, "*#g"] | float | None = None,
+    global_scale: Float[Array, ""] | Float[Array, "*#b 1"] | float | None = None,
 ) -> Float[Array, "*b K"]:
     """`dequantize(quantize(x))` in the dtype of x, bit for bit, without codes; straight-through
     gradient: the derivative in x is the identity, in the global scale zero (both autodiff modes).
@@ -118,8 +125,8 @@ def quantized_values(
     x: Float[Array, "*b K"],
     format: str | Format,
     *,
-    global_scale: Float[Array, "*#g"] | float | None = None,
-) -> tuple[Float[Array, "*b K"], Float[Array, "*#g"]]:
+    global_scale: Float[Array, ""] | Float[Array, "*#b 1"] | float | None = None,
+) -> tuple[Float32[Array, "*b K"], GlobalScale]:
     """What a matrix product consumes: float32 [..., K] grid values times group scales, and the
     global scale that its result is still to be multiplied with.
 
@@ -132,7 +139,7 @@ def quantized_values(
     return _times_scales(values, stored, None, fmt), g
 
 
-def data_global_scale(x: Float[Array, "*s"], format: str | Format) -> Float[Array, ""]:
+def data_global_scale(x: Float[Array, "*s"], format: str | Format) -> Float32[Array, ""]:
     """The global scale of a whole tensor, float32: for rule `nvidia` amax / (6 * 448).
 
     NaN and Inf elements do not count. 1 for an all-zero tensor, never below 2^-126. For a rule with
@@ -152,9 +159,7 @@ def data_global_scale(x: Float[Array, "*s"], format: str | Format) -> Float[Arra
     return jnp.where(largest == 0, 1.0, jnp.maximum(g, scales.SMALLEST_NORMAL))
 
 
-def codes_to_values(
-    codes: UInt8[Array, "*b K/2"] | Int8[Array, "*b K"], format: str | Format, dtype=jnp.float32
-):
+def codes_to_values(codes: Codes, format: str | Format, dtype=jnp.float32) -> Float[Array, "*b K"]:
     """Grid values [..., K] of stored codes, without scales; exact in bfloat16 and float16 too."""
     fmt = get_format(format)
     values = fmt.grid.decode(unpack(codes) if fmt.packed else codes)
@@ -162,8 +167,8 @@ def codes_to_values(
 
 
 def scales_to_values(
-    stored: UInt8[Array, "*b"] | BFloat16[Array, "*b"], format: str | Format
-) -> Float[Array, "*b"]:
+    stored: UInt8[Array, "*s"] | BFloat16[Array, "*s"], format: str | Format
+) -> Float32[Array, "*s"]:
     """float32 group scales, without the global scale. E8M0 byte 0 is 2^-127, a subnormal."""
     fmt = get_format(format)
     if fmt.name == "mxfp4":
@@ -187,9 +192,9 @@ def _check_groups(x: Array, fmt: Format) -> None:
 
 
 def _quantize(
-    x: Array, fmt: Format, global_scale: Array | float | None
-) -> tuple[Array, Array, Array]:
-    """(grid values [..., K] float32, stored scales [..., K/G], global scale float32) of x."""
+    x: Float[Array, "*b K"], fmt: Format, global_scale: Array | float | None
+) -> tuple[Float32[Array, "*b K"], Scales, GlobalScale]:
+    """Grid values, stored scales and global scale of x."""
     _check_float(x, fmt)
     _check_groups(x, fmt)
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
@@ -216,8 +221,10 @@ def _quantize(
     return fmt.grid.round(v).reshape(x.shape), stored, g
 
 
-def _times_scales(values: Array, stored: Array, g: Array | None, fmt: Format) -> Array:
-    """Grid values [..., K] times group scales, and times the global scale if given: float32."""
+def _times_scales(
+    values: Float32[Array, "*b K"], stored: Scales, g: GlobalScale | None, fmt: Format
+) -> Float32[Array, "*b K"]:
+    """Grid values times group scales, and times the global scale if given."""
     if fmt.name == "mxfp4" and g is not None:
         values = values * g  # before the power of two: byte 0 loses nothing that ends up normal
     groups = values.reshape(*stored.shape, fmt.group_size)
@@ -228,7 +235,9 @@ def _times_scales(values: Array, stored: Array, g: Array | None, fmt: Format) ->
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _fake_quantize(fmt: Format, x: Array, global_scale: Array | float | None) -> Array:
+def _fake_quantize(
+    fmt: Format, x: Float[Array, "*b K"], global_scale: Array | float | None
+) -> Float[Array, "*b K"]:
     values, stored, g = _quantize(x, fmt, global_scale)
     return _times_scales(values, stored, g, fmt).astype(x.dtype)
 

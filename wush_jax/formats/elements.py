@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float32, UInt8
 
 E2M1_MAX = 6.0
 E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -32,7 +32,7 @@ _ONE = 0x3F800000  # bits of 1.0
 _ULP = 0x00800000  # one step of the exponent field
 
 
-def e2m1_round(v: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def e2m1_round(v: Float32[Array, "*s"]) -> Float32[Array, "*s"]:
     """Nearest E2M1 value, ties to the even code, magnitudes above 6 to 6; never minus zero.
 
     Within the binade e = floor(log2 |v|) the grid is uniform with step 2^(max(e, 0) - 1), so this
@@ -49,7 +49,7 @@ def e2m1_round(v: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(r == 0, 0.0, r)
 
 
-def e2m1_encode(values: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
+def e2m1_encode(values: Float32[Array, "*s"]) -> UInt8[Array, "*s"]:
     """Codes 0..15 of E2M1 values; zeros of either sign become code 0."""
     magnitude = jnp.abs(values)
     # From 1.0 up, a code counts half binades, and so do the exponent and top mantissa bit together.
@@ -58,7 +58,7 @@ def e2m1_encode(values: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
     return (index | jnp.where(values < 0, 8, 0)).astype(jnp.uint8)
 
 
-def e2m1_decode(codes: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
+def e2m1_decode(codes: UInt8[Array, "*s"]) -> Float32[Array, "*s"]:
     """E2M1 values, float32, of codes 0..15; code 8 (minus zero) decodes to zero."""
     index = (codes & 7).astype(jnp.int32)
     normal = lax.bitcast_convert_type((index + ((_ONE >> 22) - 2)) << 22, jnp.float32)
@@ -66,33 +66,33 @@ def e2m1_decode(codes: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(codes > 8, -magnitude, magnitude)
 
 
-def midrise_round(v: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def midrise_round(v: Float32[Array, "*s"]) -> Float32[Array, "*s"]:
     """Nearest of q + 1/2, q in [-8, 7]: the middle of the unit cell that v falls in; ties go up."""
     return jnp.clip(jnp.floor(v), -8.0, 7.0) + 0.5
 
 
-def midrise_encode(values: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
+def midrise_encode(values: Float32[Array, "*s"]) -> UInt8[Array, "*s"]:
     """Nibbles q of mid-rise values q + 1/2."""
     return nibble_encode(jnp.floor(values))
 
 
-def midrise_decode(codes: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
+def midrise_decode(codes: UInt8[Array, "*s"]) -> Float32[Array, "*s"]:
     """Mid-rise values q + 1/2, float32, of nibbles q."""
     return nibble_decode(codes) + 0.5
 
 
-def integer_round(v: Float[Array, "*s"], limit: float) -> Float[Array, "*s"]:
+def integer_round(v: Float32[Array, "*s"], limit: float) -> Float32[Array, "*s"]:
     """Nearest integer in [-limit, limit], ties to even; never minus zero."""
     r = jnp.round(jnp.clip(v, -limit, limit))
     return jnp.where(r == 0, 0.0, r)
 
 
-def nibble_encode(values: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
+def nibble_encode(values: Float32[Array, "*s"]) -> UInt8[Array, "*s"]:
     """Two's complement nibbles, in the low half of a byte, of integers in [-8, 7]."""
     return (values.astype(jnp.int32) & 15).astype(jnp.uint8)
 
 
-def nibble_decode(codes: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
+def nibble_decode(codes: UInt8[Array, "*s"]) -> Float32[Array, "*s"]:
     """Integers in [-8, 7], float32, of two's complement nibbles."""
     return ((codes.astype(jnp.int32) ^ 8) - 8).astype(jnp.float32)
 
@@ -130,7 +130,7 @@ def pack(codes: UInt8[Array, "*b K"]) -> UInt8[Array, "*b K/2"]:
     return ((words & 15) | ((words >> 4) & 240)).astype(jnp.uint8)
 
 
-def unpack(packed: UInt8[Array, "*b K/2"]) -> UInt8[Array, "*b K"]:
+def unpack(packed: UInt8[Array, "*b Kb"]) -> UInt8[Array, "*b 2*Kb"]:
     """The inverse of `pack`: codes 0..15.
 
     Raises:

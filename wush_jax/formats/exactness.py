@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int32
 
 from wush_jax import formats
 from wush_jax.formats import Format
@@ -56,20 +56,22 @@ class Exponents(NamedTuple):
     offset: int
 
 
-def of_groups(scales: Array, codes: Array, fmt: Format) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def of_groups(
+    scales: Array, codes: Array, fmt: Format
+) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
     """Exponents, lowest and highest, of an MXFP4 tensor's non-zero groups; traceable."""
     exponent = scales.astype(jnp.int32) - 127
     elements = formats.codes_to_values(codes, fmt).reshape(*scales.shape, fmt.group_size)
     return _range(exponent, (elements != 0).any(-1))
 
 
-def of_values(x: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def of_values(x: Array) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
     """floor(log2 |x|) of the smallest and the largest non-zero x; traceable."""
     bits = formats.magnitude_bits(x.astype(jnp.float32))
     return _range((bits >> 23) - 127, bits != 0)
 
 
-def _range(exponent: Array, used: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def _range(exponent: Array, used: Array) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
     low = jnp.min(jnp.where(used, exponent, 1 << 20))
     high = jnp.max(jnp.where(used, exponent, -(1 << 20)))
     return jnp.where(used.any(), low, 0), jnp.where(used.any(), high, 0)

@@ -38,8 +38,8 @@ def fits(N: int, K: int) -> bool:
 
 
 def to_private(
-    codes: UInt8[Array, "*b N K/2"], scales: UInt8[Array, "*b N K/G"]
-) -> tuple[UInt8[Array, "*b N K/2"], UInt8[Array, "*b N K/G"]]:
+    codes: UInt8[Array, "*b N Kb"], scales: UInt8[Array, "*b N Kg"]
+) -> tuple[UInt8[Array, "*b N Kb"], UInt8[Array, "*b N Kg"]]:
     """Public packed codes and scales in the private layout.
 
     Raises:
@@ -56,8 +56,8 @@ def to_private(
 
 
 def to_public(
-    codes: UInt8[Array, "*b N K/2"], scales: UInt8[Array, "*b N K/G"]
-) -> tuple[UInt8[Array, "*b N K/2"], UInt8[Array, "*b N K/G"]]:
+    codes: UInt8[Array, "*b N Kb"], scales: UInt8[Array, "*b N Kg"]
+) -> tuple[UInt8[Array, "*b N Kb"], UInt8[Array, "*b N Kg"]]:
     """The inverse of `to_private`.
 
     Raises:

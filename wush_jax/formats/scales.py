@@ -9,7 +9,7 @@ References: OCP Microscaling Formats (MX) v1.0 (E8M0, E4M3, the `ocp` rule); arX
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, BFloat16, Float, Int, UInt8
+from jaxtyping import Array, BFloat16, Float32, Int32, UInt8
 
 E4M3_MAX = 448.0
 E4M3_NAN = 0x7F
@@ -24,17 +24,17 @@ GAUSSIAN_STEP = 2.5139 * 2 / 15
 _MANTISSA = 0x007FFFFF
 
 
-def magnitude_bits(x: Float[Array, "*s"]) -> Int[Array, "*s"]:
+def magnitude_bits(x: Float32[Array, "*s"]) -> Int32[Array, "*s"]:
     """Bits of |x| as int32: ordered as |x| is, subnormals included, Inf then NaN on top."""
     return lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
 
 
-def power_of_two(n: Int[Array, "*s"]) -> Float[Array, "*s"]:
+def power_of_two(n: Int32[Array, "*s"]) -> Float32[Array, "*s"]:
     """2^n, float32, for n in [-126, 127]."""
     return lax.bitcast_convert_type((n + 127) << 23, jnp.float32)
 
 
-def scale_by_power_of_two(x: Float[Array, "*s"], n: Int[Array, "*#s"]) -> Float[Array, "*s"]:
+def scale_by_power_of_two(x: Float32[Array, "*s"], n: Int32[Array, "*#s"]) -> Float32[Array, "*s"]:
     """x * 2^n, float32: exact for every x, subnormals too, and |n| <= 254, if the result is normal.
 
     A subnormal is read as its integer mantissa times 2^-149. Results below 2^-126 may flush to 0.
@@ -50,7 +50,7 @@ def scale_by_power_of_two(x: Float[Array, "*s"], n: Int[Array, "*#s"]) -> Float[
     return x
 
 
-def split_exponent(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Int[Array, "*s"]]:
+def split_exponent(x: Float32[Array, "*s"]) -> tuple[Float32[Array, "*s"], Int32[Array, "*s"]]:
     """(m, e) with x = m 2^e and m in [1, 2), for positive normal x."""
     bits = lax.bitcast_convert_type(x, jnp.int32)
     return lax.bitcast_convert_type((bits & _MANTISSA) | 0x3F800000, jnp.float32), (
@@ -58,7 +58,7 @@ def split_exponent(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Int[Array
     ) - 127
 
 
-def times(x: Float[Array, "*s"], factor: Float[Array, "*#s"]) -> Float[Array, "*s"]:
+def times(x: Float32[Array, "*s"], factor: Float32[Array, "*#s"]) -> Float32[Array, "*s"]:
     """x * factor, subnormal x included, for positive normal factors; finite x stays finite."""
     m, e = split_exponent(factor)
     largest = float(jnp.finfo(jnp.float32).max)
@@ -66,7 +66,7 @@ def times(x: Float[Array, "*s"], factor: Float[Array, "*#s"]) -> Float[Array, "*
     return jnp.where(jnp.isfinite(x), product, jnp.nan)
 
 
-def quotient(x: Float[Array, "*s"], constant: float) -> Float[Array, "*s"]:
+def quotient(x: Float32[Array, "*s"], constant: float) -> Float32[Array, "*s"]:
     """x / constant for finite x: correctly rounded on CPU, within one unit elsewhere.
 
     XLA turns division by a constant into a product with its rounded reciprocal, often one unit
@@ -78,7 +78,7 @@ def quotient(x: Float[Array, "*s"], constant: float) -> Float[Array, "*s"]:
 # E8M0: a byte b stands for 2^(b - 127); 255 is NaN.
 
 
-def e8m0_from_magnitude(amax: Int[Array, "*s"], rule: str) -> UInt8[Array, "*s"]:
+def e8m0_from_magnitude(amax: Int32[Array, "*s"], rule: str) -> UInt8[Array, "*s"]:
     """Scale byte of a group from `magnitude_bits` of its largest element; NaN if not finite.
 
     Rule `wush`: floor(log2 amax); `ocp`: two less; `ceil`: the smallest power of two s with
@@ -93,14 +93,14 @@ def e8m0_from_magnitude(amax: Int[Array, "*s"], rule: str) -> UInt8[Array, "*s"]
     return jnp.where(amax < INFINITY_BITS, byte, E8M0_NAN).astype(jnp.uint8)
 
 
-def e8m0_decode(scales: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
+def e8m0_decode(scales: UInt8[Array, "*s"]) -> Float32[Array, "*s"]:
     """float32 scales of E8M0 bytes. Byte 0 is 2^-127, a subnormal: arithmetic may flush it."""
     byte = scales.astype(jnp.int32)
     bits = jnp.where(byte == 0, 0x00400000, byte << 23)
     return lax.bitcast_convert_type(jnp.where(byte == E8M0_NAN, 0x7FC00000, bits), jnp.float32)
 
 
-def times_e8m0(x: Float[Array, "*s"], scales: UInt8[Array, "*#s"]) -> Float[Array, "*s"]:
+def times_e8m0(x: Float32[Array, "*s"], scales: UInt8[Array, "*#s"]) -> Float32[Array, "*s"]:
     """x times the E8M0 scales: exact for normal x if the result is normal, byte 0 included."""
     n = scales.astype(jnp.int32) - 127
     first = jnp.where(n == 128, jnp.nan, power_of_two(n >> 1))
@@ -110,7 +110,7 @@ def times_e8m0(x: Float[Array, "*s"], scales: UInt8[Array, "*#s"]) -> Float[Arra
 # E4M3 (the "fn" kind: no infinity, largest 448, 0x7F is NaN), sign never set here.
 
 
-def e4m3_from_float(x: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
+def e4m3_from_float(x: Float32[Array, "*s"]) -> UInt8[Array, "*s"]:
     """E4M3 bits of non-negative x: nearest, ties to even, saturating at 448; NaN gives 0x7F."""
     clipped = jnp.minimum(x, E4M3_MAX)
     exponent = jnp.maximum((magnitude_bits(clipped) >> 23) - 127, -6)
@@ -121,7 +121,7 @@ def e4m3_from_float(x: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
     return jnp.where(jnp.isnan(x), E4M3_NAN, code).astype(jnp.uint8)
 
 
-def e4m3_decode(scales: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
+def e4m3_decode(scales: UInt8[Array, "*s"]) -> Float32[Array, "*s"]:
     """float32 values of E4M3 bits, all 256 of them."""
     bits = scales.astype(jnp.int32)
     exponent, mantissa = (bits >> 3) & 15, bits & 7
@@ -136,8 +136,8 @@ def e4m3_decode(scales: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def divide_e8m0(
-    groups: Float[Array, "*s G"], rule: str, grid_unit: float
-) -> tuple[Float[Array, "*s G"], UInt8[Array, "*s"]]:
+    groups: Float32[Array, "*s G"], rule: str, grid_unit: float
+) -> tuple[Float32[Array, "*s G"], UInt8[Array, "*s"]]:
     """(x / scale * grid_unit, E8M0 scales); zeros in a group that is not finite.
 
     grid_unit is 1 over the rule's global scale.
@@ -149,8 +149,8 @@ def divide_e8m0(
 
 
 def divide_e4m3(
-    groups: Float[Array, "*s G"], grid_max: float
-) -> tuple[Float[Array, "*s G"], UInt8[Array, "*s"]]:
+    groups: Float32[Array, "*s G"], grid_max: float
+) -> tuple[Float32[Array, "*s G"], UInt8[Array, "*s"]]:
     """(x / scale, E4M3 scales of amax / grid_max); zeros where the scale is zero or NaN."""
     amax = lax.bitcast_convert_type(jnp.max(magnitude_bits(groups), axis=-1), jnp.float32)
     stored = e4m3_from_float(quotient(amax, grid_max))
@@ -159,8 +159,8 @@ def divide_e4m3(
 
 
 def _on_the_right_side(
-    quotient: Float[Array, "*s"], x: Float[Array, "*s"], scale: Float[Array, "*#s"]
-) -> Float[Array, "*s"]:
+    quotient: Float32[Array, "*s"], x: Float32[Array, "*s"], scale: Float32[Array, "*#s"]
+) -> Float32[Array, "*s"]:
     """``quotient`` ~ x / scale, moved to the side of the E2M1 grid's ties where x / scale lies.
 
     XLA divides inexactly on some backends, and by a broadcast number on all of them. Ties are
@@ -173,8 +173,8 @@ def _on_the_right_side(
 
 
 def divide_bf16(
-    groups: Float[Array, "*s G"], limit: float | None
-) -> tuple[Float[Array, "*s G"], BFloat16[Array, "*s"]]:
+    groups: Float32[Array, "*s G"], limit: float | None
+) -> tuple[Float32[Array, "*s G"], BFloat16[Array, "*s"]]:
     """(x / scale, bf16 scales); zeros where the scale is zero or NaN.
 
     limit None: the scale is the Gaussian-MSE step times the root mean square; else amax / limit. It
@@ -198,7 +198,7 @@ def divide_bf16(
     return jnp.where(unit > 0, y / unit, 0.0), stored
 
 
-def sum_of_squares(y: Float[Array, "*s G"]) -> Float[Array, "*s"]:
+def sum_of_squares(y: Float32[Array, "*s G"]) -> Float32[Array, "*s"]:
     """Sum of y^2 over the last axis: the same float32 bits in whatever program it is compiled into.
 
     A compiler may contract a product and a sum into one rounding, or not. Splitting y into two

@@ -10,11 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 from jaxtyping import Array, Float
 
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
-def kernel_to_matrix(kernel: Array, roles: str) -> Array:
+
+def kernel_to_matrix(kernel: AnyArray, roles: str) -> AnyArray:
     """A kernel whose axes have ``roles`` as [*batch, K, N]."""
     order = _order(roles)
     kernel = kernel.transpose(order)
@@ -27,7 +31,7 @@ def kernel_to_matrix(kernel: Array, roles: str) -> Array:
     )
 
 
-def matrix_to_kernel(matrix: Array, roles: str, shape: Sequence[int]) -> Array:
+def matrix_to_kernel(matrix: AnyArray, roles: str, shape: Sequence[int]) -> AnyArray:
     """The inverse of `kernel_to_matrix`, for a kernel of ``shape``."""
     order = _order(roles)
     inverse = sorted(range(len(order)), key=order.__getitem__)
@@ -86,8 +90,8 @@ class Contraction:
             for label in self.kernel
         )
 
-    def rows(self, x: Float[Array, ...]) -> Float[Array, "*batch *free K"]:
-        """The input with its batch axes first and its contracted axes flattened last."""
+    def rows(self, x: Float[AnyArray, "*x"]) -> Float[AnyArray, "... K"]:
+        """[*batch, *free, K]: batch axes first, contracted axes last and flattened."""
         batch, contracted = self._of_role("b"), self._of_role("k")
         order = [self.x.index(label) for label in (*batch, *self._free(), *contracted)]
         x = x.transpose(order) if order != sorted(order) else x
@@ -95,16 +99,16 @@ class Contraction:
         return x.reshape(*x.shape[:kept], math.prod(x.shape[kept:]))
 
     def output(
-        self, y: Float[Array, "*batch *free N"], kernel_shape: Sequence[int]
-    ) -> Float[Array, ...]:
-        """Rows of outputs back in the layer's own axis order."""
+        self, y: Float[AnyArray, "... N"], kernel_shape: Sequence[int]
+    ) -> Float[AnyArray, "*out"]:
+        """Rows of outputs [*batch, *free, N] back in the layer's own axis order."""
         new = self._of_role("n")
         y = y.reshape(*y.shape[:-1], *(kernel_shape[self.kernel.index(label)] for label in new))
         labels = [*self._of_role("b"), *self._free(), *new]
         order = [labels.index(label) for label in self.out]
         return y.transpose(order) if order != sorted(order) else y
 
-    def broadcast_bias(self, bias: Array) -> Array:
+    def broadcast_bias(self, bias: AnyArray) -> AnyArray:
         """A bias over the kernel's axes that survive, shaped to add to the output."""
         sizes = iter(bias.shape)
         return bias.reshape([next(sizes) if label in self.kernel else 1 for label in self.out])

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num, UInt32
+from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Num, UInt32
 
-Mask = Bool[Array, "*tokens"] | Num[Array, "*tokens"]
+Mask: TypeAlias = Bool[Array, "*tokens"] | Num[Array, "*tokens"]
+Batch: TypeAlias = Float[ArrayLike, "*tokens K"]
+BatchMask: TypeAlias = Bool[ArrayLike, "*tokens"] | Num[ArrayLike, "*tokens"]
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +33,7 @@ class Moments:
       count: uint32 [*batch], tokens; exact up to 4e9.
     """
 
-    total: Float[Array, "*batch C D D"]
+    total: Float32[Array, "*batch C D D"]
     count: UInt32[Array, "*batch"]
 
     @property
@@ -75,7 +78,7 @@ def of(x: Float[Array, "*tokens K"], block: int | None = None, mask: Mask | None
     if mask is not None:
         if mask.shape != x.shape[:-1]:
             raise ValueError(f"mask has shape {mask.shape}; the tokens' shape is {x.shape[:-1]}")
-        kept = mask != 0
+        kept = mask.astype(bool)
         x = jnp.where(kept[..., None], x, jnp.zeros((), x.dtype))
         count = jnp.sum(kept, dtype=jnp.uint32)
     else:
@@ -93,7 +96,7 @@ _update = jax.jit(update, donate_argnums=0)
 
 
 def stream(
-    batches: Iterable[Float[Array, "*tokens K"] | tuple[Float[Array, "*tokens K"], Mask]],
+    batches: Iterable[Batch | tuple[Batch, BatchMask]],
     block: int | None = None,
     *,
     start: Moments | None = None,
@@ -119,7 +122,7 @@ def stream(
     return moments
 
 
-def second_moment(moments: Moments) -> Float[Array, "*batch C D D"]:
+def second_moment(moments: Moments) -> Float32[Array, "*batch C D D"]:
     """E[x xᵀ] per block, symmetric: [*batch, C, D, D]. NaN where no token was counted."""
     mean = moments.total / moments.count.astype(jnp.float32)[..., None, None, None]
     return (mean + mean.mT) / 2
@@ -153,7 +156,7 @@ def diagonal_blocks(
     return jnp.pad(blocks, ((0, features // block - len(blocks)), (0, 0), (0, 0)))
 
 
-def weight_moment(kernel: Float[Array, "K N"], block: int) -> Float[Array, "C D D"]:
+def weight_moment(kernel: Float[Array, "K N"], block: int) -> Float32[Array, "C D D"]:
     """Sw = W_b W_bᵀ / N per block of D rows of a kernel [K, N] (DESIGN: over all N outputs).
 
     For layers that share an input, concatenate their kernels along N first.
@@ -175,7 +178,7 @@ def check(moments: Moments, path: str) -> None:
         )
 
 
-def _gram(blocks: Float[Array, "C M D"]) -> Float[Array, "C D D"]:
+def _gram(blocks: Float[Array, "C M D"]) -> Float32[Array, "C D D"]:
     """Σₘ b bᵀ per block, in float32 whatever the input's dtype."""
     return jnp.einsum(
         "cmd,cme->cde", blocks, blocks, precision="highest", preferred_element_type=jnp.float32

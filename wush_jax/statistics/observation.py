@@ -10,7 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, UInt32
 
 from wush_jax.statistics import moments as moments_lib
 from wush_jax.statistics.moments import Mask
@@ -29,10 +29,10 @@ class Observation:
       valid: bool [*batch, S, 1], false where there were fewer than S tokens.
     """
 
-    total: Float[Array, "*batch C D D"]
-    count: Array
+    total: Float32[Array, "*batch C D D"]
+    count: UInt32[Array, "*batch 1 1"]
     rows: Float[Array, "*batch S K"]
-    valid: Array
+    valid: Bool[Array, "*batch S 1"]
 
 
 def observe(
@@ -49,8 +49,8 @@ def observe(
     x = x.reshape(-1, x.shape[-1])
     mask = None if mask is None else mask.reshape(-1)
     summed = moments_lib.of(pad_features(x, block), block, mask)
-    scores = jax.random.uniform(jax.random.key(0), x.shape[:1])
-    scores = scores if mask is None else jnp.where(mask != 0, scores, -1.0)
+    scores = jax.random.uniform(jax.random.key(0), x.shape[:1], jnp.float32)
+    scores = scores if mask is None else jnp.where(mask.astype(bool), scores, -1.0)
     scores, picked = jax.lax.top_k(scores, min(sample, x.shape[0]))
     missing = sample - picked.size
     rows = jnp.pad(jnp.where(scores[:, None] >= 0, x[picked], 0), ((0, missing), (0, 0)))
@@ -75,9 +75,10 @@ def combine(first: Observation, second: Observation) -> Observation:
     )
 
 
-def priority(new: Observation, key: PRNGKeyArray) -> Float[Array, "*batch S"]:
+def priority(new: Observation, key: PRNGKeyArray) -> Float32[Array, "*batch S"]:
     """log(u) / w, w the tokens that a row stands for."""
     valid = new.valid[..., 0]
-    represented = new.count[..., 0] / jnp.maximum(valid.sum(-1, keepdims=True), 1)
-    u = jax.random.uniform(key, valid.shape, minval=jnp.finfo(jnp.float32).tiny)
+    kept = valid.sum(-1, keepdims=True, dtype=jnp.float32)
+    represented = new.count[..., 0].astype(jnp.float32) / jnp.maximum(kept, 1)
+    u = jax.random.uniform(key, valid.shape, jnp.float32, jnp.finfo(jnp.float32).tiny)
     return jnp.where(valid, jnp.log(u) / jnp.maximum(represented, 1), -jnp.inf)

@@ -11,7 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from wush_jax.statistics.moments import Moments
 from wush_jax.statistics.observation import Observation, priority
@@ -30,7 +30,7 @@ class Statistics:
 
     moments: Moments
     rows: Float[Array, "*batch S K"]
-    priority: Float[Array, "*batch S"]
+    priority: Float32[Array, "*batch S"]
 
     @classmethod
     def start(cls, first: Observation, key: PRNGKeyArray) -> Statistics:
@@ -46,6 +46,6 @@ class Statistics:
         return Statistics(self.moments + other.moments, rows, highest)
 
     @property
-    def valid(self) -> Array:
-        """bool [*batch, S]: which rows hold a token."""
+    def valid(self) -> Bool[Array, "*batch S"]:
+        """Which rows hold a token."""
         return self.priority > -jnp.inf
