@@ -81,7 +81,7 @@ def quantized(config, spread=0):
     x = jax.random.normal(jax.random.key(0), (64, 64))
     params: Any = models.init(Two(), x)["params"]
     wide = jnp.exp2(-spread * jnp.arange(16.0) / 15)  # output channels over ``spread`` octaves
-    params["b"]["kernel"] = params["b"]["kernel"] * wide
+    params["b"]["kernel"] = params["b"]["kernel"] * wide[None]
     return wush_jax.quantize(params, [x], model=Two(), config=config), x
 
 

@@ -270,14 +270,16 @@ def golden_loss(arrays, config):
     """
     kernel, x, h = (arrays[name] for name in ("kernel", "x", "second_moment"))
     features, outputs = kernel.shape
-    kernel: Any = np.pad(kernel, ((0, 384 - features), (0, 128 - outputs)))
+    kernel = jnp.pad(kernel, ((0, 384 - features), (0, 128 - outputs)))
     variance = np.trace(h) / features
     factor = np.linalg.cholesky(h + 1e-7 * variance * np.eye(features))
     rows = np.random.default_rng(0).normal(size=(512, 384))[:, :features] @ factor.T
-    rows: Any = np.pad(rows, ((0, 0), (0, 384 - features))).astype(np.float32)
+    rows = jnp.asarray(np.pad(rows, ((0, 0), (0, 384 - features))), jnp.float32)
     h = np.pad(h, ((0, 384 - features), (0, 384 - features)))
     h[range(features, 384), range(features, 384)] = variance
-    seen = Moments(jnp.asarray(h[None] * float(arrays["tokens"]), jnp.float32), arrays["tokens"])
+    seen = Moments(
+        jnp.asarray(h[None] * float(arrays["tokens"]), jnp.float32), jnp.uint32(arrays["tokens"])
+    )
     valid = jnp.ones(512, bool)
     fitted = fit.fit(seen, rows, valid, [kernel], jax.random.key(0), config)
     moment = moments.second_moment(seen)

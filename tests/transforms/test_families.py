@@ -141,7 +141,6 @@ def test_predicted_losses(block, seed):
         name: np.asarray(predicted(t, jnp.asarray(dx), jnp.asarray(dw)))
         for name, t in pairs.items()
     }
-    }
     for name, t in pairs.items():  # against the definition
         x, w = (congruence(a, s) for a, s in zip(float64(t), (dx, dw), strict=True))
         defined = (np.diagonal(x, axis1=1, axis2=2) * np.diagonal(w, axis1=1, axis2=2)).sum(-1)

@@ -25,7 +25,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float32, Int32, Num
 
 from wush_jax import formats
 from wush_jax.formats import Format
@@ -38,10 +38,10 @@ _LEAST_DAMPING = 1e-3  # of an Ĥ that float32 finds indefinite
 
 
 def gptq(
-    a: Float[Array, "K N"],
-    hessian: Float[Array, "K K"],
+    a: Float32[Array, "K N"],
+    hessian: Float32[Array, "K K"],
     fmt: Format,
-    global_scale: Array,
+    global_scale: Float32[Array, ""],
     *,
     search: bool,
 ) -> Rounded:
@@ -66,13 +66,13 @@ def panel_size(features: int, fmt: Format) -> int:
     return next(p for p in (_PANEL, 64, 32, 16) if p % fmt.group_size == 0 and features % p == 0)
 
 
-def _order(diagonal: Float[Array, " K"], size: int) -> Int[Array, " K"]:
+def _order(diagonal: Float32[Array, " K"], size: int) -> Int32[Array, " K"]:
     """Features in the order of the sweep: groups by their share of the diagonal, largest first."""
     groups = jnp.argsort(-diagonal.reshape(-1, size).sum(-1))
-    return (groups[:, None] * size + jnp.arange(size)).reshape(-1)
+    return (groups[:, None] * size + jnp.arange(size)[None]).reshape(-1)
 
 
-def inverse_factor(h: Float[Array, "K K"]) -> Float[Array, "K K"]:
+def inverse_factor(h: Float32[Array, "K K"]) -> Float32[Array, "K K"]:
     """Lower triangular L with L Lᵀ = H⁻¹, without forming H⁻¹.
 
     H = U Uᵀ with U upper triangular is the Cholesky factor of H read backwards; L = U⁻ᵀ.
@@ -89,8 +89,12 @@ def inverse_factor(h: Float[Array, "K K"]) -> Float[Array, "K K"]:
 
 
 def _sweep(
-    a: Float[Array, "K N"], lower: Float[Array, "K K"], fmt: Format, g: Array, search: bool
-) -> tuple[Float[Array, "N K"], Num[Array, "N Kg"]]:
+    a: Float32[Array, "K N"],
+    lower: Float32[Array, "K K"],
+    fmt: Format,
+    g: Float32[Array, ""],
+    search: bool,
+) -> tuple[Float32[Array, "N K"], Num[Array, "N Kg"]]:
     features = len(a)
     panel = panel_size(features, fmt)
     columns = jnp.moveaxis(lower.reshape(features, -1, panel), 1, 0)  # [K/P, K, P]
@@ -109,8 +113,12 @@ def _sweep(
 
 
 def _sweep_groups(
-    a: Float[Array, "P N"], lower: Float[Array, "P P"], fmt: Format, g: Array, search: bool
-) -> tuple[Float[Array, "N P"], Num[Array, "N Pg"], Float[Array, "P N"]]:
+    a: Float32[Array, "P N"],
+    lower: Float32[Array, "P P"],
+    fmt: Format,
+    g: Float32[Array, ""],
+    search: bool,
+) -> tuple[Float32[Array, "N P"], Num[Array, "N Pg"], Float32[Array, "P N"]]:
     size = fmt.group_size
     columns = jnp.moveaxis(lower.reshape(len(a), -1, size), 1, 0)  # [P/G, P, G]
     starts = jnp.arange(0, len(a), size)
@@ -135,8 +143,8 @@ def _sweep_groups(
 
 
 def _sweep_features(
-    a: Float[Array, "G N"], lower: Float[Array, "G G"], fmt: Format, scale: Float[Array, " N"]
-) -> tuple[Float[Array, "G N"], Float[Array, "G N"]]:
+    a: Float32[Array, "G N"], lower: Float32[Array, "G G"], fmt: Format, scale: Float32[Array, " N"]
+) -> tuple[Float32[Array, "G N"], Float32[Array, "G N"]]:
     """Grid values and scaled errors e of one group, its scales given."""
     inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
 
@@ -144,17 +152,17 @@ def _sweep_features(
         a, values, errors = state
         value = fmt.grid.round(a[i] * inverse)
         error = (a[i] - value * scale) / lower[i, i]
-        return a - lower[:, i, None] * error, values.at[i].set(value), errors.at[i].set(error)
+        return a - lower[:, i, None] * error[None], values.at[i].set(value), errors.at[i].set(error)
 
     zeros = jnp.zeros_like(a)
     _, values, errors = jax.lax.fori_loop(0, len(a), feature, (a, zeros, zeros))
     return values, errors
 
 
-def _pick(x: Num[Array, "R *s N"], best: Int[Array, " N"]) -> Num[Array, "*s N"]:
+def _pick(x: Num[Array, "R *s N"], best: Int32[Array, " N"]) -> Num[Array, "*s N"]:
     index = jnp.broadcast_to(best, (1, *x.shape[1:]))
     return jnp.take_along_axis(x, index, axis=0)[0]
 
 
-def _join(stacked: Num[Array, "C N D"]) -> Num[Array, "N K"]:
+def _join(stacked: Num[Array, "C N D"]) -> Num[Array, "N C*D"]:
     return jnp.moveaxis(stacked, 0, 1).reshape(stacked.shape[1], -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Array, BFloat16, Float
+from jaxtyping import Array, BFloat16, Float32
 
 from wush_jax import formats
 from wush_jax.config import LayerConfig
@@ -15,7 +15,7 @@ from wush_jax.solvers.rtn import Solution, round_to_nearest
 
 
 def minimise(
-    a: Float[Array, "K N"],
+    a: Float32[Array, "K N"],
     stored: BFloat16[Array, "C D D"] | None,
     objective: Objective | None,
     config: LayerConfig,

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float32, Integer
 
 from wush_jax.transforms.blocks import damp, matmul
 
@@ -50,10 +50,10 @@ class Noise(NamedTuple):
       overlap: m = E[ε Tx], float32 [C, B].
     """
 
-    directions: Float[Array, "C B k"]
-    gain: Float[Array, "C B k"]
-    power: Float[Array, "C B"]
-    overlap: Float[Array, "C B"]
+    directions: Float32[Array, "C B k"]
+    gain: Float32[Array, "C B k"]
+    power: Float32[Array, "C B"]
+    overlap: Float32[Array, "C B"]
 
 
 class Objective(NamedTuple):
@@ -64,11 +64,13 @@ class Objective(NamedTuple):
       target: A*, float32 [K, N].
     """
 
-    hessian: Float[Array, "C B B"]
-    target: Float[Array, "K N"]
+    hessian: Float32[Array, "C B B"]
+    target: Float32[Array, "K N"]
 
 
-def rotated_moment(moment: Float[Array, "C B B"], t: Float[Array, "E D D"]) -> Array:
+def rotated_moment(
+    moment: Float32[Array, "C B B"], t: Float32[Array, "E D D"]
+) -> Float32[Array, "C B B"]:
     """M = T S Tᵀ for moments in blocks of B, a multiple of D: float32 [C, B, B]."""
     count, size = moment.shape[:2]
     t = t.reshape(count, -1, *t.shape[1:])  # [C, B/D, D, D]
@@ -79,12 +81,15 @@ def rotated_moment(moment: Float[Array, "C B B"], t: Float[Array, "E D D"]) -> A
 
 
 def noise(
-    rotated: Float[Array, "S K"], rounded: Float[Array, "S K"], tokens: Array, block: int
+    rotated: Float32[Array, "S K"],
+    rounded: Float32[Array, "S K"],
+    tokens: Integer[Array, ""],
+    block: int,
 ) -> Noise:
     """From sample tokens Tx (zero rows where there is none) and what they are rounded to."""
-    count = jnp.maximum(tokens, 1)
+    count = jnp.maximum(tokens, 1).astype(jnp.float32)
 
-    def of_block(x: Float[Array, "S B"], error: Float[Array, "S B"]) -> Noise:
+    def of_block(x: Float32[Array, "S B"], error: Float32[Array, "S B"]) -> Noise:
         v = _leading(x, min(_DIRECTIONS, block))
         along = matmul(x, v)  # [S, k]
         power = matmul(along.T, along)
@@ -98,19 +103,19 @@ def noise(
     return jax.vmap(of_block)(*blocks)
 
 
-def _leading(x: Float[Array, "S B"], count: int) -> Float[Array, "B k"]:
+def _leading(x: Float32[Array, "S B"], count: int) -> Float32[Array, "B {count}"]:
     """The leading right singular vectors of x, all but: by subspace iteration."""
     start = jax.random.normal(jax.random.key(0), (x.shape[1], count))
 
-    def iterate(_: int, v: Array) -> Array:
+    def iterate(_: Array, v: Array) -> Array:
         return jnp.linalg.qr(matmul(x.T, matmul(x, v)))[0]
 
     return jax.lax.fori_loop(0, _ITERATIONS, iterate, jnp.linalg.qr(start)[0])
 
 
 def objective(
-    a: Float[Array, "K N"],
-    moment: Float[Array, "C B B"],
+    a: Float32[Array, "K N"],
+    moment: Float32[Array, "C B B"],
     activations: Noise | None,
     damping: float,
     noise_share: float = NOISE_SHARE,
@@ -139,11 +144,11 @@ def objective(
     return Objective(hessian, solve(factor, meant).reshape(a.shape))
 
 
-def _diagonal(values: Float[Array, "C B"]) -> Float[Array, "C B B"]:
-    return values[..., None] * jnp.eye(values.shape[-1], dtype=values.dtype)
+def _diagonal(values: Float32[Array, "C B"]) -> Float32[Array, "C B B"]:
+    return values[..., None] * jnp.eye(values.shape[-1], dtype=values.dtype)[None]
 
 
-def losses(solved: Objective, q: Float[Array, "K N"]) -> Float[Array, " N"]:
+def losses(solved: Objective, q: Float32[Array, "K N"]) -> Float32[Array, " N"]:
     """(q - a*)ᵀ Ĥ (q - a*) of every output."""
     error = (q - solved.target).reshape(*solved.hessian.shape[:2], -1)
     return jnp.sum(error * matmul(solved.hessian, error), axis=(0, 1))

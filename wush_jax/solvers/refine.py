@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float32
 
 from wush_jax.formats import Format
 from wush_jax.solvers.gptq import panel_size
@@ -19,10 +19,10 @@ from wush_jax.transforms.blocks import matmul
 
 def refine(
     rounded: Rounded,
-    target: Float[Array, "K N"],
-    hessian: Float[Array, "K K"],
+    target: Float32[Array, "K N"],
+    hessian: Float32[Array, "K K"],
     fmt: Format,
-    global_scale: Array,
+    global_scale: Float32[Array, ""],
     *,
     passes: int,
 ) -> Rounded:
@@ -44,7 +44,7 @@ def refine(
             here, slope = state
             best = here[i] * steps[i] - slope[i] / curvature[i]
             value = fmt.grid.round(best * per_step[i])
-            slope = slope + corner[:, i, None] * ((value - here[i]) * steps[i])
+            slope = slope + corner[:, i, None] * ((value - here[i]) * steps[i])[None]
             return here.at[i].set(value), slope
 
         new, _ = jax.lax.fori_loop(0, panel, feature, (old, slope))

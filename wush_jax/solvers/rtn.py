@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.scipy.linalg
-from jaxtyping import Array, BFloat16, Float, Num
+from jaxtyping import Array, BFloat16, Float, Float32, Num
 
 from wush_jax import formats
 from wush_jax.config import LayerConfig
@@ -17,9 +17,9 @@ from wush_jax.transforms.blocks import Blocks, matmul
 class Solution(NamedTuple):
     """The arrays of a `QuantizedKernel`, see there."""
 
-    codes: Num[Array, "N Kp"]
+    codes: Num[Array, "N Kb"]
     scales: Num[Array, "N Kg"]
-    global_scale: Float[Array, "1 1"]
+    global_scale: Float32[Array, "1 1"]
     transform: BFloat16[Array, "C D D"] | None
 
 
@@ -40,7 +40,7 @@ def rtn(kernel: Float[Array, "K N"], forward: Blocks, config: LayerConfig) -> So
 
 
 def round_to_nearest(
-    a: Float[Array, "K N"], stored: BFloat16[Array, "C D D"] | None, fmt: Format
+    a: Float32[Array, "K N"], stored: BFloat16[Array, "C D D"] | None, fmt: Format
 ) -> Solution:
     """Transformed weights by the format's own rule."""
     q = formats.quantize(a.T, fmt)
@@ -49,7 +49,7 @@ def round_to_nearest(
 
 def transformed_weights(
     kernel: Float[Array, "K N"], forward: Blocks, transform: str
-) -> tuple[Float[Array, "K N"], BFloat16[Array, "C D D"] | None]:
+) -> tuple[Float32[Array, "K N"], BFloat16[Array, "C D D"] | None]:
     """A = T⁻ᵀ W in float32, and T as stored (None where it needs no storage).
 
     T⁻ᵀ comes from an LU factorisation, of D right-hand sides rather than N: CPUs solve many

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float32, Num
 
 from wush_jax import formats
 from wush_jax.formats import Format, scales
@@ -26,17 +26,18 @@ _FACTORS = (1.0, 0.7, 0.77, 0.84, 0.92, 1.08, 1.16)
 
 
 def candidates(
-    groups: Float[Array, "*s G"], fmt: Format, global_scale: Array, search: bool
-) -> Num[Array, "R ..."]:
+    groups: Float32[Array, "*s G"], fmt: Format, global_scale: Float32[Array, ""], search: bool
+) -> Num[Array, " R *s"]:
     """Stored scales, the rule's first; that alone unless ``search``."""
     rule = formats.quantize(groups, fmt, global_scale=global_scale).scales[..., 0]
     if not search:
         return rule[None]
     if fmt.name == "mxfp4":
-        bytes_ = rule.astype(jnp.int32) + jnp.asarray(_OCTAVES).reshape(-1, *[1] * rule.ndim)
-        bytes_ = jnp.where(rule == scales.E8M0_NAN, scales.E8M0_NAN, jnp.clip(bytes_, 0, 254))
+        octaves = jnp.asarray(_OCTAVES, jnp.int32).reshape(-1, *[1] * rule.ndim)
+        bytes_ = jnp.clip(rule.astype(jnp.int32)[None] + octaves, 0, 254)
+        bytes_ = jnp.where(rule[None] == scales.E8M0_NAN, scales.E8M0_NAN, bytes_)
         return bytes_.astype(jnp.uint8)
-    values = formats.scales_to_values(rule, fmt)
+    values = formats.scales_to_values(rule, fmt)[None]
     factors = jnp.asarray(_FACTORS, jnp.float32).reshape(-1, *[1] * rule.ndim)
     if fmt.name == "nvfp4":
         return scales.e4m3_from_float(values * factors)
@@ -44,7 +45,7 @@ def candidates(
 
 
 def nearest(
-    a: Float[Array, "K N"], objective: Objective, fmt: Format, global_scale: Array
+    a: Float32[Array, "K N"], objective: Objective, fmt: Format, global_scale: Float32[Array, ""]
 ) -> Rounded:
     """Round to nearest with the best of the candidate scales of each group.
 

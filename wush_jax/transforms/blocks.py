@@ -11,9 +11,10 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
-Blocks: TypeAlias = Float[Array, "*C D D"]
+Blocks: TypeAlias = Float32[Array, "*C D D"]
+Scalar: TypeAlias = float | Float32[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -30,11 +31,10 @@ class Transform:
     inverse_transpose: Blocks
 
 
-def damp(moment: Blocks, damping: float) -> Blocks:
+def damp(moment: Blocks, damping: Scalar) -> Blocks:
     """S + damping · tr(S)/D · I, symmetrised."""
     size = moment.shape[-1]
-    mean = jnp.trace(moment, axis1=-2, axis2=-1)[..., None, None] / size
-    return (moment + moment.mT) / 2 + damping * mean * jnp.eye(size, dtype=moment.dtype)
+    return (moment + moment.mT) / 2 + damping * (trace(moment) / size) * eye_like(moment)
 
 
 def pad_features(x: Float[Array, "*tokens K"], unit: int) -> Float[Array, "*tokens Kp"]:
@@ -43,11 +43,16 @@ def pad_features(x: Float[Array, "*tokens K"], unit: int) -> Float[Array, "*toke
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
 
-def matmul(a: Float[Array, "*a I J"], b: Float[Array, "*b J L"]) -> Float[Array, "*c I L"]:
+def matmul(a: Float32[Array, "*a I J"], b: Float32[Array, "*b J L"]) -> Float32[Array, "*c I L"]:
     """a b, in full float32 on every backend; leading axes as of `jnp.matmul`."""
     return jnp.matmul(a, b, precision="highest")
 
 
-def trace(a: Blocks) -> Float[Array, "*C 1 1"]:
+def eye_like(a: Blocks) -> Blocks:
+    """I for every block."""
+    return jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=jnp.float32), a.shape)
+
+
+def trace(a: Blocks) -> Float32[Array, "*C 1 1"]:
     """tr(A) of every block."""
     return jnp.trace(a, axis1=-2, axis2=-1)[..., None, None]

@@ -9,16 +9,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float32, PRNGKeyArray
 
 from wush_jax.transforms import hadamard as _hadamard
-from wush_jax.transforms.blocks import Blocks, Transform, damp
+from wush_jax.transforms.blocks import Blocks, Scalar, Transform, damp, eye_like
 from wush_jax.transforms.wush import wus, wush
 
 
 def identity(sx: Blocks, sw: Blocks) -> Transform:
     """T = I."""
-    eye = jnp.broadcast_to(jnp.eye(sx.shape[-1], dtype=jnp.float32), sx.shape)
+    eye = eye_like(sx)
     return Transform(eye, eye)
 
 
@@ -30,7 +30,7 @@ def random(sx: Blocks, sw: Blocks, key: PRNGKeyArray) -> Transform:
 
 def hadamard(sx: Blocks, sw: Blocks) -> Transform:
     """T = H, the same for every block."""
-    h = jnp.broadcast_to(jnp.asarray(_hadamard.matrix(sx.shape[-1])), sx.shape)
+    h = _hadamard_like(sx)
     return Transform(h, h)
 
 
@@ -40,7 +40,7 @@ def diagonal(sx: Blocks, sw: Blocks) -> Transform:
     This is WUSH with H = I and the moments' diagonals in place of the moments.
     """
     gain = _diagonal_gain(sx, sw)
-    eye = jnp.eye(sx.shape[-1], dtype=jnp.float32)
+    eye = eye_like(sx)
     return Transform(gain[..., None] * eye, eye / gain[..., None])
 
 
@@ -49,7 +49,7 @@ def diagonal_hadamard(sx: Blocks, sw: Blocks) -> Transform:
 
     For diagonal moments J = (Σ sqrt(Sx_ii Sw_ii))² / D, the least there is.
     """
-    h = jnp.asarray(_hadamard.matrix(sx.shape[-1]))
+    h = _hadamard_like(sx)
     gain = _diagonal_gain(sx, sw)
     return Transform(h * gain[..., None, :], h / gain[..., None, :])
 
@@ -71,8 +71,8 @@ def make(
     sx: Blocks,
     sw: Blocks,
     *,
-    strength: float = 1.0,
-    damping: float = 1e-2,
+    strength: Scalar = 1.0,
+    damping: Scalar = 1e-2,
     key: PRNGKeyArray | None = None,
 ) -> Transform:
     """The transform called ``name`` for undamped moments ``sx``, ``sw`` [*C, D, D].
@@ -93,7 +93,11 @@ def make(
     return _FAMILIES[name](sx, sw)
 
 
-def _diagonal_gain(sx: Blocks, sw: Blocks) -> Float[Array, "*C D"]:
+def _hadamard_like(a: Blocks) -> Blocks:
+    return jnp.broadcast_to(jnp.asarray(_hadamard.matrix(a.shape[-1])), a.shape)
+
+
+def _diagonal_gain(sx: Blocks, sw: Blocks) -> Float32[Array, "*C D"]:
     dx = jnp.diagonal(sx, axis1=-2, axis2=-1)
     dw = jnp.diagonal(sw, axis1=-2, axis2=-1)
     usable = (dx > 0) & (dw > 0)

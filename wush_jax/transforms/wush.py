@@ -20,13 +20,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float32
 
 from wush_jax.transforms import hadamard as _hadamard
-from wush_jax.transforms.blocks import Blocks, Transform, damp, matmul, trace
+from wush_jax.transforms.blocks import Blocks, Scalar, Transform, damp, eye_like, matmul, trace
 
 
-def wush(sx: Blocks, sw: Blocks, *, strength: float = 1.0) -> Transform:
+def wush(sx: Blocks, sw: Blocks, *, strength: Scalar = 1.0) -> Transform:
     """The WUSH transform, T = H Λ^(-strength/4) Uᵀ Lwᵀ (arXiv 2512.00956, section 3).
 
     With strength 1 it balances, T Sx Tᵀ = T⁻ᵀ Sw T⁻¹ = H S Hᵀ, and reaches the minimum of
@@ -42,16 +42,20 @@ def wush(sx: Blocks, sw: Blocks, *, strength: float = 1.0) -> Transform:
     return _wus(sx, sw, strength, jnp.broadcast_to(h, sx.shape), post=h)
 
 
-def wus(sx: Blocks, sw: Blocks, *, strength: float = 1.0) -> Transform:
+def wus(sx: Blocks, sw: Blocks, *, strength: Scalar = 1.0) -> Transform:
     """WUSH without the Hadamard matrix: T = Λ^(-strength/4) Uᵀ Lwᵀ."""
-    return _wus(sx, sw, strength, _eye_like(sx))
+    return _wus(sx, sw, strength, eye_like(sx))
 
 
 def _wus(
-    sx: Blocks, sw: Blocks, strength: float, fallback: Blocks, post: Array | None = None
+    sx: Blocks,
+    sw: Blocks,
+    strength: Scalar,
+    fallback: Blocks,
+    post: Float32[Array, "D D"] | None = None,
 ) -> Transform:
     zero = (trace(sx) <= 0) | (trace(sw) <= 0)
-    eye = jnp.eye(sx.shape[-1], dtype=jnp.float32)
+    eye = eye_like(sx)
     lx, lw = _cholesky(jnp.where(zero, eye, sx)), _cholesky(jnp.where(zero, eye, sw))
     p, s, ut = jnp.linalg.svd(matmul(lx.mT, lw))
     flip = _column_sign(ut.mT)
@@ -77,11 +81,9 @@ def _cholesky(s: Blocks) -> Blocks:
     return jnp.where(failed, damped, factor)
 
 
-def _column_sign(u: Blocks) -> Float[Array, "*C D"]:
+def _column_sign(u: Blocks) -> Float32[Array, "*C D"]:
     """±1 per column: the sign that makes its entry of largest magnitude positive."""
     row = jnp.argmax(jnp.abs(u), axis=-2, keepdims=True)
-    return jnp.where(jnp.take_along_axis(u, row, axis=-2)[..., 0, :] < 0, -1.0, 1.0)
-
-
-def _eye_like(a: Blocks) -> Blocks:
-    return jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=jnp.float32), a.shape)
+    return jnp.where(jnp.take_along_axis(u, row, axis=-2)[..., 0, :] < 0, -1.0, 1.0).astype(
+        jnp.float32
+    )
