@@ -4,18 +4,14 @@ qparams = wush_jax.quantize(params, calib_batches, model=model)
 logits = jax.jit(lambda p, x: wush_jax.apply(model, p, x))(qparams, tokens)
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from wush_jax.config import Config, Rule
-from wush_jax.config.rules import DEFAULT_RULES
+from wush_jax.config import DEFAULT_RULES, Config, Rule
 from wush_jax.evaluation.evaluate import evaluate
+from wush_jax.evaluation.layer_errors import layer_errors
 from wush_jax.evaluation.result import Evaluations
 from wush_jax.evaluation.rows import Evaluation
-from wush_jax.frontends.linen.layer_errors import layer_errors
 from wush_jax.frontends.linen.run import apply
-from wush_jax.layers import trees as _trees
 from wush_jax.layers.quantized_kernel import QuantizedKernel
+from wush_jax.layers.trees import dequantize
 from wush_jax.ops.explain import explain
 from wush_jax.ops.prepare import prepare, unprepare
 from wush_jax.quantization.abstract import abstract_quantize
@@ -56,14 +52,3 @@ __all__ = [
     "sweep",
     "unprepare",
 ]
-
-
-def dequantize(qparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Float kernels in the ORIGINAL basis, Tᵀ Q(T⁻ᵀ W), in the tree's own shape and dtypes.
-
-    Runs with the plain ``model.apply``; activations are then not quantized.
-    """
-    inner = qparams["params"] if isinstance(qparams.get("params"), Mapping) else qparams
-    kernels = {path: k.dequantize() for path, k in _trees.quantized_kernels(qparams).items()}
-    replaced = _trees.replace_kernels(inner, kernels)
-    return {**qparams, "params": replaced} if inner is not qparams else replaced

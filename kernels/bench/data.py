@@ -21,8 +21,8 @@ from jaxtyping import Array, BFloat16, Float
 from wush_jax import formats
 from wush_jax.formats import exactness as exponents
 from wush_jax.layers.quantized_kernel import QuantizedKernel
-from wush_jax.ops.implementations import xla as reference
 from wush_jax.transforms import hadamard
+from wush_jax.transforms.rotate import rotate
 
 COLD_BYTES = 400e6  # an H200's L2 cache is 60 MB, and a program may not read all of its leaves
 _MOST_COPIES = 32
@@ -43,7 +43,7 @@ def with_exponents(kernel: QuantizedKernel, rows: Float[Array, "m K"]) -> Quanti
 
 @jax.jit
 def _ranges(kernel: QuantizedKernel, rows: Array) -> tuple[Any, Any]:
-    rotated = reference.rotate(rows, kernel.transform, kernel)
+    rotated = rotate(rows, kernel.transform, kernel.hadamard_block)
     none = (jnp.int32(0), jnp.int32(0))
     fmt, act = kernel.format, kernel.act_format
     weights = exponents.of_groups(kernel.scales, kernel.codes, fmt) if fmt.name == "mxfp4" else none
@@ -137,7 +137,8 @@ def _kernel(
         return kernel
     scale = formats.activation_scale(act, fmt)
     if scale is None:
-        scale = formats.data_global_scale(reference.rotate(rows, kernel.transform, kernel), act)
+        rotated = rotate(rows, kernel.transform, kernel.hadamard_block)
+        scale = formats.data_global_scale(rotated, act)
     scale = jnp.asarray(scale, jnp.float32).reshape(1, 1)
     return dataclasses.replace(kernel, act_global_scale=scale)
 

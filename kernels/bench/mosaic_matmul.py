@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from wush_kernels.quantized_matmul.mosaic_config import Config
+
+from wush_kernels.quantized_matmul.mosaic.config import Config
 from wush_kernels.quantized_matmul.mosaic_gpu import MIXED_FP8, mosaic_matmul
 
 E5M2, E4M3 = jnp.float8_e5m2, jnp.float8_e4m3fn

@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array
-from wush_kernels import transform_quantize as op
 
 from kernels.bench import ceilings, cli, data, timing
 from kernels.bench.results import Results
 from wush_jax import formats
+from wush_kernels import transform_quantize as op
 
 SHAPES = ((4096, 4096), (16384, 14336), (4096, 14336))
 TARGET, STRETCH = 0.7, 0.9  # of the copy bandwidth, from 4096 x 4096 elements up

@@ -13,7 +13,7 @@ import pytest
 import wush_jax
 from tests.support import flax_models
 from wush_jax import Config, layer_errors
-from wush_jax.frontends.linen.run import as_variables
+from wush_jax.layers.trees import as_variables
 from wush_jax.ops import online as ops
 
 KEY = jax.random.key(7)
@@ -42,9 +42,12 @@ class Everything(nn.Module):
 
 
 MODEL = Everything()
-X = jax.random.normal(KEY, (3, 3, 8, 32)) * jnp.arange(1, 33) ** 0.5
+X = (
+    jax.random.normal(KEY, (3, 3, 8, 32))
+    * np.sqrt(np.arange(1, 33, dtype=np.float32))[None, None, None]
+)
 PARAMS: Any = jax.jit(MODEL.init)(KEY, X[0])["params"]
-MASK = jnp.broadcast_to(jnp.arange(8) < jnp.array([[3], [8], [5]]), (3, 8))
+MASK = jnp.arange(8)[None] < jnp.array([[3], [8], [5]])
 
 
 @pytest.fixture(scope="module")

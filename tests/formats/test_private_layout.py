@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wush_kernels import words_ptx
 
 from wush_jax.formats import private_layout as layout
+from wush_kernels import words_ptx
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 

@@ -144,8 +144,8 @@ def test_sharded(fmt, transform, spec):
     if len(jax.devices()) < 8:
         pytest.skip("needs 8 devices; tests/conftest.py makes them on CPU")
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("k", "n"))
-    layer = Layer("dense", Contraction.dense(2), (K, N), (0,))
-    where = sharding.shardings(kernel, NamedSharding(mesh, PartitionSpec(*spec)), layer, "dense")
+    layer = Layer("dense/kernel", Contraction.dense(2), (K, N), (0,))
+    where = sharding.shardings(kernel, NamedSharding(mesh, PartitionSpec(*spec)), layer)
     placed = jax.device_put(kernel, where)
     k, n = spec
     assert placed.codes.sharding.spec == PartitionSpec(n, k)
@@ -161,10 +161,10 @@ def test_a_kernel_split_too_finely_is_refused():
     if len(jax.devices()) < 8:
         pytest.skip("needs 8 devices; tests/conftest.py makes them on CPU")
     mesh = Mesh(np.array(jax.devices()[:8]), ("k",))
-    layer = Layer("mlp/up", Contraction.dense(2), (K, N), (0,))
+    layer = Layer("mlp/up/kernel", Contraction.dense(2), (K, N), (0,))
     split = NamedSharding(mesh, PartitionSpec("k"))
     with pytest.raises(ValueError, match=r"mlp/up: K=128 is split 8 ways .* at most 4 ways"):
-        sharding.shardings(quantized(), split, layer, "mlp/up")
+        sharding.shardings(quantized(), split, layer)
 
 
 @pytest.mark.parametrize("transform", ["wush", "diagonal", "random", "hadamard", "identity"])

@@ -20,7 +20,7 @@ from tests.support import flax_models as models
 from tests.support.gpu import AMPERE, BLACKWELL, HOPPER, on, on_gpu
 from wush_jax.ops import dispatch
 from wush_jax.ops import online as ops
-from wush_jax.ops.dispatch import Device
+from wush_jax.ops.device import Device
 
 K, N = 256, 80
 CASES = {

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from wush_jax.ops import dispatch
-from wush_jax.ops.dispatch import Device
+from wush_jax.ops import device as devices
+from wush_jax.ops.device import Device
+from wush_jax.ops.implementations import gpu as implementation
 
 HOPPER, BLACKWELL, AMPERE = (Device("gpu", c) for c in ((9, 0), (10, 0), (8, 0)))
 
@@ -27,8 +28,8 @@ def on(device: Device) -> Iterator[None]:
     Off that device the fast implementations then run their XLA references.
     """
     with (
-        mock.patch.object(dispatch, "default_device", return_value=device),
-        mock.patch.object(dispatch, "missing", return_value=None),
+        mock.patch.object(devices, "default_device", return_value=device),
+        mock.patch.object(implementation, "missing", return_value=None),
     ):
         yield
 

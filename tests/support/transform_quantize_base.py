@@ -8,11 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from wush_kernels.transform_quantize import (
-    transform_quantize_codes,
-    transform_quantize_folded,
-    transform_quantize_values,
-)
 
 from tests.support.transform_quantize_data import (
     CASES,
@@ -28,6 +23,11 @@ from tests.support.transform_quantize_data import (
 )
 from wush_jax import formats
 from wush_jax.transforms import hadamard
+from wush_kernels.transform_quantize import (
+    transform_quantize_codes,
+    transform_quantize_folded,
+    transform_quantize_values,
+)
 
 EIGHT_NINTHS = float(np.float32(1 / 3) / np.float32(3 / 8))
 E5M2_MAX, F16_MAX = 57344.0, 65504.0

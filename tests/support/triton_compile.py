@@ -22,6 +22,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from wush_kernels import _triton
 
 TARGETS = (90, 100, 120)

@@ -85,6 +85,7 @@ def has_dot_scaled() -> bool:
 def patch(monkeypatch):
     """Every kernel launch of a test goes to the interpreter."""
     from triton.runtime import interpreter
+
     from wush_kernels import _triton
 
     def fma(self, x, y, z):

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from wush_kernels.quantized_matmul import block_scaled
-from wush_kernels.quantized_matmul.block_scaled import BlockScaledConfig, block_scaled_matmul
 
 from tests.support import triton_interpreter
 from tests.support.formats_reference import E2M1, E4M3
+from wush_kernels.quantized_matmul import block_scaled
+from wush_kernels.quantized_matmul.block_scaled import BlockScaledConfig, block_scaled_matmul
 
 FORMATS = ("mxfp4", "nvfp4")
 SHAPES = [(1, 8, 32), (3, 24, 64), (17, 40, 160), (130, 136, 288), (1000, 64, 96)]

@@ -4,6 +4,8 @@ import functools
 
 import jax.numpy as jnp
 import pytest
+
+from tests.support.triton_compile import TARGETS, matrix_instructions, ptx, trace
 from wush_kernels.expand import expand
 from wush_kernels.quantized_matmul.block_scaled import block_scaled_matmul
 from wush_kernels.transform_quantize import (
@@ -11,8 +13,6 @@ from wush_kernels.transform_quantize import (
     transform_quantize_folded,
     transform_quantize_values,
 )
-
-from tests.support.triton_compile import TARGETS, matrix_instructions, ptx, trace
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 K = 4096

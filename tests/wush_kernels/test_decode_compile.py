@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 import pytest
-from wush_kernels.expand import expand
-from wush_kernels.quantized_matmul import decode_matmul
 
 from tests.support.triton_compile import ptx, trace
+from wush_kernels.expand import expand
+from wush_kernels.quantized_matmul import decode_matmul
 
 
 def decode_launch(M, N, K, fmt, dtype, kind):

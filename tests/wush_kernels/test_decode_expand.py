@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from wush_kernels.expand import expand
-from wush_kernels.quantized_matmul import decode_matmul
-from wush_kernels.quantized_matmul.decode_config import Config, config
 
 from tests.support.gpu import on_gpu, poison
 from wush_jax import formats
 from wush_jax.formats import private_layout as layout
+from wush_kernels.expand import expand
+from wush_kernels.quantized_matmul import decode_matmul
+from wush_kernels.quantized_matmul.decode_config import Config, config
 
 SHIFT = 3
 

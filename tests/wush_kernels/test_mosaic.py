@@ -8,10 +8,11 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from wush_kernels.quantized_matmul import mosaic_gpu
-from wush_kernels.quantized_matmul.mosaic_config import Config, candidates, config
+from wush_kernels.quantized_matmul.mosaic.config import Config, candidates, config
+from wush_kernels.quantized_matmul.mosaic.epilogue import activate
 from wush_kernels.quantized_matmul.mosaic_gpu import MIXED_FP8, mosaic_matmul
-from wush_kernels.quantized_matmul.mosaic_kernel import activate
 
 E5M2, E4M3 = jnp.float8_e5m2, jnp.float8_e4m3fn
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no CUDA GPU")

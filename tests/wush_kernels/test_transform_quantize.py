@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from tests.support import triton_interpreter
+from tests.support.transform_quantize_base import TransformQuantize
+from tests.support.transform_quantize_data import CASES
 from wush_kernels import _triton
 from wush_kernels.transform_quantize import (
     transform_quantize_codes,
@@ -11,10 +15,6 @@ from wush_kernels.transform_quantize import (
     transform_quantize_values,
 )
 from wush_kernels.transform_quantize.config import Config, config
-
-from tests.support import triton_interpreter
-from tests.support.transform_quantize_base import TransformQuantize
-from tests.support.transform_quantize_data import CASES
 
 
 class TestXla(TransformQuantize):

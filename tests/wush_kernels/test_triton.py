@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+
 from wush_kernels import _triton
 from wush_kernels.expand import expand
 from wush_kernels.quantized_matmul.block_scaled import block_scaled_matmul

@@ -1,82 +1,14 @@
-"""What to quantize and how: `Config` for a model, `Rule` and `LayerConfig` for its layers."""
+"""`Config`: what to quantize and how, for a whole model."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Any, Literal
+from typing import Literal
 
+from wush_jax.config.layer_config import LayerConfig
+from wush_jax.config.rules import LAYER_OPTIONS, Rule, match
 from wush_jax.formats import Format, get_format
-from wush_jax.transforms import families, hadamard
-from wush_jax.transforms import spec as candidates_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerConfig:
-    """How one layer is quantized, every default resolved.
-
-    Attributes:
-      format: weights' number format.
-      act_format: activations' number format; None keeps them in floating point (weight-only).
-      transform: one of `wush_jax.transforms.families.NAMES`, or "auto" before one is chosen.
-      block: D, the transform's block size.
-      strength: exponent of Λ in WUS and WUSH, 0 to 1.
-      damping: share of the mean diagonal added to both second moments.
-      pad: whether a K that the blocks do not divide is padded with zero features.
-      gauges: how many equivalent transforms the quantizer chooses from, see `fitting.gauge`.
-      solver: "rtn" or "gptq".
-      scale_search: whether each group's scale is the best of several, `solvers.scale_search`.
-      objective: "WA" or "W", see `wush_jax.solvers.objective`.
-      refine: passes of `solvers.refine` after GPTQ.
-      candidates: what transform "auto" chooses from, see `wush_jax.transforms.spec`.
-    """
-
-    format: Format
-    act_format: Format | None
-    transform: str
-    block: int
-    strength: float
-    damping: float
-    pad: bool
-    gauges: int
-    solver: str = "rtn"
-    scale_search: bool = False
-    objective: str = "WA"
-    refine: int = 0
-    candidates: tuple[str, ...] = ()
-
-    @property
-    def unit(self) -> int:
-        """Features in the smallest piece of whole blocks and groups."""
-        groups = [self.block, self.format.group_size]
-        if self.act_format is not None:
-            groups.append(self.act_format.group_size)
-        return max(groups)  # all are powers of two
-
-    def padded(self, features: int, path: str) -> int:
-        """K after padding to whole blocks and groups.
-
-        Raises:
-          ValueError: K does not fit and ``pad`` is off.
-        """
-        unit = self.unit
-        if features % unit and not self.pad:
-            raise ValueError(
-                f"{path}: K={features} in-features do not split into blocks of {unit} (transform "
-                f"block {self.block}, {self.format} groups of {self.format.group_size}); "
-                f"set pad=True, choose a smaller transform_block, or Rule({path!r}, skip=True)"
-            )
-        return -(-features // unit) * unit
-
-    def moment_block(self, features: int) -> int:
-        """How much of E[x xᵀ] is needed: blocks of so many features, K for all of it."""
-        if self.solver == "gptq":
-            return features
-        widest = max((c.block for c in candidates_lib.parse_all(self.candidates)), default=0)
-        if self.scale_search or self.transform == "auto":
-            return max(self.unit, widest if features % max(widest, 1) == 0 else 0)
-        return self.block
-
+from wush_jax.transforms import families, hadamard, spec
 
 DEFAULT_CANDIDATES = (
     "hadamard",
@@ -94,55 +26,6 @@ _CHOICES = {
     "solver": ("rtn", "gptq"),
     "objective": ("WA", "W"),
 }
-_LAYER_OPTIONS = (
-    "format",
-    "act_format",
-    "transform",
-    "transform_block",
-    "strength",
-    "solver",
-    "damping",
-    "pad",
-    "gauges",
-    "scale_search",
-    "objective",
-    "refine",
-    "candidates",
-)
-
-
-@dataclasses.dataclass(frozen=True, init=False)
-class Rule:
-    """Which layers, and how: ``Rule("mlp/down", format="nvfp4")``, ``Rule("lm_head", skip=True)``.
-
-    Attributes:
-      pattern: regular expression, searched for (`re.search`) in the module path, such as
-        ``layer_0/attention/query``.
-      skip: leave these layers in floating point.
-      options: any per-layer fields of `Config` to override for these layers.
-    """
-
-    pattern: str
-    skip: bool
-    options: tuple[tuple[str, Any], ...]
-
-    def __init__(self, pattern: str, *, skip: bool = False, **options: Any):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"rule {pattern!r} is not a regular expression: {error}") from error
-        unknown = sorted(set(options) - set(_LAYER_OPTIONS))
-        if unknown:
-            raise ValueError(
-                f"rule {pattern!r} sets {', '.join(unknown)}; "
-                f"a rule can set {', '.join(_LAYER_OPTIONS)}, or skip=True"
-            )
-        object.__setattr__(self, "pattern", pattern)
-        object.__setattr__(self, "skip", skip)
-        object.__setattr__(self, "options", tuple(sorted(options.items())))
-
-    def matches(self, path: str) -> bool:
-        return re.search(self.pattern, path) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +55,9 @@ class Config:
       pad: pad a K that the blocks do not divide with zero features, instead of refusing it.
       gauges: how many equivalent transforms the quantizer chooses from (`fitting.gauge`); 1: none.
       sample_tokens: calibration tokens kept per layer to measure its error with the true quantizer.
+
+    Raises:
+      ValueError: an unknown name, or a value out of range, here or in a rule.
     """
 
     format: str | Format = "mxfp4"
@@ -203,13 +89,17 @@ class Config:
         for rule in self.rules:
             self.layer(rule)
 
+    def rule(self, name: str) -> Rule | None:
+        """The rule that a layer falls under: the first of ``rules``, then of `DEFAULT_RULES`."""
+        return match(name, self.rules)
+
     def layer(self, rule: Rule | None = None) -> LayerConfig:
         """The settings of a layer that ``rule`` matched.
 
         Raises:
           ValueError: an unknown name or a value out of range.
         """
-        options = {name: getattr(self, name) for name in _LAYER_OPTIONS}
+        options = {name: getattr(self, name) for name in LAYER_OPTIONS}
         options |= dict(rule.options) if rule is not None else {}
         for name, known in _CHOICES.items():
             if options[name] not in known:
@@ -222,7 +112,7 @@ class Config:
             raise ValueError(f"refine={options['refine']} passes; zero or more")
         auto = options["transform"] == "auto"
         candidates = tuple(options["candidates"]) if auto else ()
-        if auto and not candidates_lib.parse_all(candidates):  # refuses what it cannot read
+        if auto and not spec.parse_all(candidates):  # refuses what it cannot read
             raise ValueError("transform='auto' needs candidates to choose from; there are none")
         if options["gauges"] < 1:
             raise ValueError(f"gauges={options['gauges']}; at least 1 (the transform as it is)")

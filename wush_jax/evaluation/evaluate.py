@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,17 +19,16 @@ from wush_jax.evaluation import targets as targets_lib
 from wush_jax.evaluation.result import Evaluations, summarize
 from wush_jax.evaluation.rows import FLOAT, Sums
 from wush_jax.evaluation.targets import Targets
-from wush_jax.frontends.linen import calls as layers
-from wush_jax.frontends.linen.run import as_variables, is_variables, quantized
-from wush_jax.layers import trees
+from wush_jax.frontends import select
+from wush_jax.frontends.protocol import FrontEnd, Variables
 from wush_jax.reporting.progress import track
 from wush_jax.statistics.moments import Mask
 
-Forward = Callable[[Mapping[str, Any], Any], Array]
+Forward = Callable[[Variables, Any], Array]
 
 
 def evaluate(
-    model: nn.Module,
+    model: Any,
     params: Mapping[str, Any],
     candidates: Mapping[str, Any],
     batches: Iterable[Any],
@@ -44,7 +42,7 @@ def evaluate(
     """Perplexity, KL and top-1 agreement of quantized params against the float ones.
 
     Args:
-      model: a Flax Linen model that returns logits [B, T, V], or a tuple with them first.
+      model: as for `wush_jax.quantize`; it returns logits [B, T, V], or a tuple with them first.
       params: the float params, or the whole variables dict.
       candidates: name -> params, quantized or float, of the form of ``params`` (a bare tree takes
         the other collections from ``params``); or one such tree, which is named "quantized".
@@ -54,7 +52,7 @@ def evaluate(
         the batch's first integer array [B, T]; its last position then predicts nothing.
       mask: from a batch to [B, T], non-zero where a token counts. With default targets a position
         counts where both its token and the next one do, so the mask of `quantize` serves.
-      bootstrap: resamples of whole sequences for the standard errors.
+      bootstrap: resamples of whole sequences for the standard errors (Efron 1979).
       key: decides the resamples; default ``jax.random.key(0)``.
       progress: a progress bar on stderr; None shows it on a terminal only.
 
@@ -67,57 +65,59 @@ def evaluate(
       ValueError: no batch, no token to predict, a model's output or targets of another shape,
         targets outside the vocabulary, or NaN or Inf in a candidate's logits.
     """
-    variables = trees.plain(as_variables(params))
-    others = named(variables, candidates)
-    sums = sequence_sums(forward(model), variables, others, batches, targets, mask, progress)
+    front = select.front_end(model)
+    variables = front.variables(params)
+    others = named(front, params, variables, candidates)
+    sums = sequence_sums(front, forward(front), variables, others, batches, targets, mask, progress)
     return summarize(sums, bootstrap, jax.random.key(0) if key is None else key)
 
 
-def forward(model: nn.Module) -> Forward:
+def forward(front: FrontEnd) -> Forward:
     """A compiled function (variables, batch) -> logits; one compilation a structure and shape."""
 
     @jax.jit
-    def logits(variables: Mapping[str, Any], batch: Any) -> Array:
-        with quantized():
-            out: Any = layers.call_model(model, variables, batch)
+    def logits(variables: Variables, batch: Any) -> Array:
+        out: Any = front.run(variables, batch)
         out = out[0] if isinstance(out, tuple) and out else out
         if not isinstance(out, jax.Array) or out.ndim != 3:
             raise ValueError(
                 "evaluation needs a model that returns logits [B, T, V], or a tuple with them "
-                f"first; {type(model).__name__} returned {targets_lib.described(out)}"
+                f"first; this one returned {targets_lib.described(out)}"
             )
         return out
 
     return logits
 
 
-def named(variables: Mapping[str, Any], candidates: Mapping[str, Any]) -> dict[str, Any]:
-    """name -> whole variables dict, from what the user gave as candidates.
+def named(
+    front: FrontEnd, params: Any, variables: Variables, candidates: Mapping[str, Any]
+) -> dict[str, Variables]:
+    """Name -> variables, from what the user gave as candidates.
 
     Raises:
       ValueError: the name "float", or a candidate that is not of the float params' form.
     """
-    top = set(variables["params"])
-    if is_variables(candidates) or set(candidates) == top:
+    top = front.holds(params)
+    if front.holds(candidates) == top:
         candidates = {"quantized": candidates}
     if FLOAT in candidates:
         raise ValueError(f"a candidate is named {FLOAT!r}, which is the float model's own row")
     found = {}
     for name, tree in candidates.items():
-        inner = as_variables(tree) if isinstance(tree, Mapping) else {}
-        if set(inner.get("params", ())) != top:
-            holds = sorted(inner.get("params", ())) if inner else type(tree).__name__
+        if front.holds(tree) != top:
+            holds = sorted(front.holds(tree)) or type(tree).__name__
             raise ValueError(
                 f"candidate {name!r} holds {holds}; params of this model hold {sorted(top)}"
             )
-        found[str(name)] = {**variables, **trees.plain(inner)}
+        found[str(name)] = front.variables(tree, rest=variables)
     return found
 
 
 def sequence_sums(
+    front: FrontEnd,
     run: Forward,
-    variables: Mapping[str, Any],
-    others: Mapping[str, Mapping[str, Any]],
+    variables: Variables,
+    others: Mapping[str, Variables],
     batches: Iterable[Any],
     targets: Targets | None,
     mask: Callable[[Any], Mask] | None,
@@ -127,14 +127,14 @@ def sequence_sums(
 
     Args:
       run: from `forward`.
-      variables, others: whole variables dicts, of the float model and by name of the candidates.
+      variables, others: of the float model, and by name of the candidates.
       batches, targets, mask, progress: as for `evaluate`.
 
     Raises: as `evaluate`.
     """
     found: dict[str, list[_BatchSums]] = {FLOAT: [], **{name: [] for name in others}}
     for batch in track(batches, "evaluating", progress):
-        arrays = jax.tree.map(jnp.asarray, batch)
+        arrays = front.batch(batch)
         reference = run(variables, arrays)
         wanted, counts = targets_lib.wanted(batch, reference.shape, targets, mask)
         for name in found:
@@ -177,7 +177,7 @@ def _compare(
     near = jnp.clip(d, -1, 1)
     kl = jnp.sum(jnp.where(d == near, p * (jnp.expm1(-near) + near), p * d + q - p), axis=-1)
     top1 = jnp.argmax(reference, axis=-1) == jnp.argmax(logits, axis=-1)
-    bad = ~jnp.isfinite(logits).all(axis=-1)
+    bad = (~jnp.isfinite(logits).all(axis=-1)).astype(jnp.int32)
 
     def total(values: Array) -> Array:
         return jnp.sum(jnp.where(counts, values, 0), axis=-1)

@@ -26,13 +26,15 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from wush_jax.config import LayerConfig
-from wush_jax.fitting import solve
+from wush_jax.fitting import measure
 from wush_jax.fitting.fit import fit
-from wush_jax.ops import online as ops
+from wush_jax.fitting.solve import as_kernel, solve
+from wush_jax.ops import online
 from wush_jax.statistics import moments
 from wush_jax.statistics.moments import Moments
 from wush_jax.statistics.running import Statistics
-from wush_jax.transforms import spec as candidates_lib
+from wush_jax.transforms import spec
+from wush_jax.transforms.blocks import matmul
 
 _QUANTILE = 0.9
 _RESAMPLES = 200
@@ -65,8 +67,12 @@ def choose_transform(
         fitting, rows, valid = _hold_back(here)
         group = [kernel(index) for kernel in kernels]
         fold = jax.random.fold_in(key, i)
-        for name, option in options.items():
-            errors[name] += _errors(fitting, rows, valid, group, fold, option)
+        queued = {
+            name: _errors(fitting, rows, group, fold, option) for name, option in options.items()
+        }
+        found, kept = jax.device_get((queued, valid))  # the one wait for the device
+        for name, pairs in found.items():
+            errors[name] += [pair[:, kept].astype(np.float64) for pair in pairs]
     weights = np.random.default_rng(0).exponential(
         size=(_RESAMPLES, errors[_REFERENCE][0].shape[1])
     )
@@ -83,7 +89,7 @@ def _options(config: LayerConfig, features: int) -> dict[str, LayerConfig]:
     padded = config.padded(features, "kernel")
     options = {}
     for text in dict.fromkeys((_REFERENCE, *config.candidates)):
-        name, block, strength = candidates_lib.parse(text)
+        name, block, strength = spec.parse(text)
         block = block or config.block
         if padded % block == 0:
             options[text] = dataclasses.replace(
@@ -95,7 +101,7 @@ def _options(config: LayerConfig, features: int) -> dict[str, LayerConfig]:
 def _hold_back(seen: Statistics) -> tuple[Statistics, Float[Array, "S K"], Array]:
     """Statistics without every other sample token, and those tokens."""
     rows, valid = seen.rows[1::2], seen.valid[1::2]
-    held = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
+    held = measure.tokens(rows, valid)
     count = valid.sum().astype(jnp.uint32)
     block = seen.moments.block
     padded = jnp.pad(held, ((0, 0), (0, seen.moments.features - held.shape[1])))
@@ -111,35 +117,25 @@ def _hold_back(seen: Statistics) -> tuple[Statistics, Float[Array, "S K"], Array
 def _errors(
     seen: Statistics,
     rows: Float[Array, "S K"],
-    valid: Array,
     kernels: Sequence[Float[Array, "K N"]],
     key: PRNGKeyArray,
     config: LayerConfig,
-) -> list[np.ndarray]:
-    """For each kernel the held-back tokens' squared errors and signals, [2, tokens]."""
+) -> list[Float[Array, "2 S"]]:
+    """For each kernel the held-back tokens' squared errors and signals, still on the device."""
     fitted = fit(seen.moments, seen.rows, seen.valid, kernels, key, config)
     moment = moments.second_moment(seen.moments)
-    found = []
+    forward, found = fitted.transform.forward, []
     for kernel in kernels:
-        solved = solve.solve(
-            kernel, fitted.transform.forward, moment, seen.rows, seen.valid, config
-        )
-        both = np.asarray(_token_errors(kernel, solved, rows, config), np.float64)
-        found.append(both[:, np.asarray(valid)])
+        solved = solve(kernel, forward, moment, seen.rows, seen.valid, config)
+        quantized = as_kernel(solved.solution, solved.act_global_scale, kernel.shape, config)
+        found.append(_compare(rows, kernel, quantized))
     return found
-
-
-def _token_errors(
-    kernel: Float[Array, "K N"], solved: solve.Solved, rows: Array, config: LayerConfig
-) -> Array:
-    quantized = solve.as_kernel(solved.solution, solved.act_global_scale, kernel.shape, config)
-    return _compare(rows, kernel, quantized)
 
 
 @jax.jit
 def _compare(x: Array, w: Array, kernel) -> Array:
-    exact = jnp.matmul(x, w.astype(jnp.float32), precision="highest")
-    error = ops.linear(x, kernel, implementation="xla") - exact
+    exact = matmul(x, w.astype(jnp.float32))
+    error = online.linear(x, kernel, implementation="xla") - exact
     return jnp.stack([jnp.sum(error**2, axis=-1), jnp.sum(exact**2, axis=-1)])
 
 

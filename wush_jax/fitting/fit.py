@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from wush_jax.config import LayerConfig
 from wush_jax.fitting import gauge
+from wush_jax.fitting.settle import settle
 from wush_jax.statistics import moments
 from wush_jax.statistics.moments import Moments
 from wush_jax.transforms import families, loss
@@ -30,16 +31,16 @@ class Fit(NamedTuple):
     """
 
     transform: Transform
-    predicted: Float[Array, " C"]
-    predicted_hadamard: Float[Array, " C"]
-    condition: Float[Array, " C"]
+    predicted: Float32[Array, " C"]
+    predicted_hadamard: Float32[Array, " C"]
+    condition: Float32[Array, " C"]
 
 
 def fit(
     seen: Moments,
     rows: Float[Array, "S K"],
     valid: Bool[Array, " S"],
-    kernels: Sequence[Float[Array, "K N"]],
+    kernels: Sequence[Float[Array, "K _"]],
     key: PRNGKeyArray,
     config: LayerConfig,
 ) -> Fit:
@@ -55,8 +56,7 @@ def fit(
     blocks = padded[0].shape[0] // config.block
     how = (config.transform, config.strength, config.damping)
     chunks = [_fit_chunk(sx[i], sw[i], jax.random.fold_in(key, i), *how) for i in range(len(sx))]
-    # XLA's CPU client can deadlock when LAPACK calls queue up behind other work: wait for them.
-    fitted = jax.block_until_ready(_join(chunks, blocks))
+    fitted = settle(_join(chunks, blocks))
     sx = sx.reshape(-1, *sx.shape[2:])[:blocks]
     chosen = gauge.choose(fitted.transform, sx, padded, rows, valid, config, key)
     return fitted._replace(transform=chosen)
@@ -64,8 +64,8 @@ def fit(
 
 @functools.partial(jax.jit, static_argnames=("features", "block"))
 def _block_moments(
-    seen: Moments, kernels: tuple[Float[Array, "K N"], ...], features: int, block: int
-) -> tuple[Blocks, Blocks, list[Float[Array, "Kp N"]]]:
+    seen: Moments, kernels: tuple[Float[Array, "K _"], ...], features: int, block: int
+) -> tuple[Blocks, Blocks, list[Float32[Array, "Kp _"]]]:
     """Sx and Sw in chunks of blocks, [chunks, _CHUNK, D, D], and the kernels padded, in float32.
 
     Chunks of one size mean that a single compilation of `_fit_chunk` serves layers of every K.
@@ -77,7 +77,7 @@ def _block_moments(
 
     sx = moments.diagonal_blocks(moments.second_moment(seen), block, features)
 
-    def chunked(s: Blocks) -> Blocks:
+    def chunked(s: Float32[Array, "C D D"]) -> Float32[Array, "chunks B D D"]:
         blocks = features // block
         total = blocks + -blocks % _CHUNK
         s = jnp.pad(s, ((0, total - s.shape[0]), (0, 0), (0, 0)))
@@ -105,6 +105,6 @@ def _fit_chunk(
     )
 
 
-def padded_kernel(kernel: Float[Array, "K N"], features: int) -> Float[Array, "Kp N"]:
+def padded_kernel(kernel: Float[Array, "K N"], features: int) -> Float32[Array, "{features} N"]:
     """A kernel in float32 with zero rows appended, up to ``features``."""
     return pad_features(kernel.T, features).T.astype(jnp.float32)

@@ -26,15 +26,16 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from wush_jax import formats
 from wush_jax.config import LayerConfig
+from wush_jax.fitting import measure
 from wush_jax.formats import Format
 from wush_jax.transforms import hadamard as _hadamard
 from wush_jax.transforms.blocks import Blocks, Transform, matmul
 
-Candidates: TypeAlias = Float[Array, "R C D D"]
+Candidates: TypeAlias = Float32[Array, "R C D D"]
 
 # Families whose T is stored, so that a gauge costs nothing; the mixed ones take signs as well.
 _MIXED = ("wush", "diagonal_hadamard")
@@ -44,8 +45,8 @@ _SCALED = (*_MIXED, "wus", "diagonal", "random")
 def choose(
     transform: Transform,
     sx: Blocks,
-    kernels: Sequence[Float[Array, "K N"]],
-    rows: Float[Array, "S K"],
+    kernels: Sequence[Float32[Array, "K _"]],
+    rows: Float[Array, "S Kf"],
     valid: Bool[Array, " S"],
     config: LayerConfig,
     key: PRNGKeyArray,
@@ -56,7 +57,7 @@ def choose(
       transform: T and T⁻ᵀ, [C, D, D].
       sx: second moments of the activations, [C, D, D].
       kernels: float32 kernels [K, N_i] that share the transform, K = C D.
-      rows, valid: sample tokens.
+      rows, valid: sample tokens; Kf features, K once padded.
       config: formats; blocks must be whole groups, else the transform comes back unchanged.
       key: for the signs.
     """
@@ -77,7 +78,7 @@ def choose(
 @functools.partial(jax.jit, static_argnames="config")
 def _candidates(
     key: PRNGKeyArray, config: LayerConfig
-) -> tuple[Float[Array, "R D D"], Float[Array, " R"]]:
+) -> tuple[Float32[Array, "R D D"], Float32[Array, " R"]]:
     """R = H diag(±1) H, orthogonal and symmetric, and γ in [1, 2); the first candidate is I, 1."""
     scales = 2.0 ** (jnp.arange(config.gauges) / config.gauges)
     if config.transform not in _MIXED:
@@ -90,7 +91,11 @@ def _candidates(
 
 @functools.partial(jax.jit, static_argnames="fmt")
 def _weight_products(
-    kernel: Array, transform: Transform, rotations: Array, scales: Array, fmt: Format
+    kernel: Float32[Array, "K N"],
+    transform: Transform,
+    rotations: Float32[Array, "R D D"],
+    scales: Float32[Array, " R"],
+    fmt: Format,
 ) -> tuple[Candidates, Candidates, Candidates]:
     """ÂÂᵀ, δA Âᵀ and δA δAᵀ of every candidate and block."""
     blocks = transform.inverse_transpose.shape
@@ -112,11 +117,11 @@ def _weight_products(
 
 @functools.partial(jax.jit, static_argnames="config")
 def _activation_products(
-    rows: Array,
-    valid: Array,
+    rows: Float[Array, "S Kf"],
+    valid: Bool[Array, " S"],
     transform: Transform,
-    rotations: Array,
-    scales: Array,
+    rotations: Float32[Array, "R D D"],
+    scales: Float32[Array, " R"],
     config: LayerConfig,
 ) -> tuple[Candidates, Candidates]:
     """E[δx δxᵀ] and E[δx (Tx)ᵀ] of every candidate and block; zeros where x is not quantized."""
@@ -124,10 +129,10 @@ def _activation_products(
     if fmt is None:
         zeros = jnp.zeros((scales.size, *t.shape))
         return zeros, zeros
-    x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
+    x = measure.tokens(rows, valid)
     x = jnp.pad(x, ((0, 0), (0, t.shape[0] * t.shape[1] - x.shape[1])))
     y = matmul(t, x.T.reshape(*t.shape[:2], -1))  # [C, D, S]
-    tokens = jnp.maximum(valid.sum(), 1)
+    tokens = jnp.maximum(valid.sum(), 1).astype(jnp.float32)
     constant = formats.activation_scale(fmt, config.format)
 
     def products(candidate: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -145,8 +150,8 @@ def _apply_best(
     sx: Blocks,
     weights: tuple[Candidates, Candidates, Candidates],
     activations: tuple[Candidates, Candidates],
-    rotations: Array,
-    scales: Array,
+    rotations: Float32[Array, "R D D"],
+    scales: Float32[Array, " R"],
 ) -> Transform:
     rounded, mixed, delta = weights
     act_delta, act_mixed = activations
@@ -160,6 +165,6 @@ def _apply_best(
     return Transform(matmul(r * scale, t), matmul(r / scale, transform.inverse_transpose))
 
 
-def _trace(a: Candidates, b: Candidates) -> Float[Array, "R C"]:
+def _trace(a: Candidates, b: Candidates) -> Float32[Array, "R C"]:
     """tr(A Bᵀ)."""
     return jnp.sum(a * b, axis=(-2, -1))

@@ -12,9 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wush_jax import formats
 from wush_jax.config import LayerConfig
-from wush_jax.formats import Format
-from wush_jax.formats import exactness as exponents
-from wush_jax.transforms.blocks import pad_features
+from wush_jax.formats import Format, exactness
+from wush_jax.transforms.blocks import matmul, pad_features
 
 # NVIDIA's two-level recipe derives the activations' global scale from their largest magnitude. At
 # inference it is static, taken from calibration, so leave room for what calibration did not see:
@@ -28,7 +27,7 @@ class Measured(NamedTuple):
     Attributes:
       error: ‖y - xW‖² / ‖xW‖².
       weight_span, act_span: log2 of the largest over the smallest non-zero group scale.
-      weight_range, act_range: int32 [2], see `exponents.Range`; zeros where the format has none.
+      weight_range, act_range: int32 [2], see `exactness.Range`; zeros where the format has none.
     """
 
     error: Float[Array, ""]
@@ -36,6 +35,11 @@ class Measured(NamedTuple):
     act_span: Float[Array, ""]
     weight_range: Int[Array, " 2"]
     act_range: Int[Array, " 2"]
+
+
+def tokens(rows: Float[Array, "S K"], valid: Bool[Array, " S"]) -> Float[Array, "S K"]:
+    """Sample tokens in float32, zeros where there is none."""
+    return jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
 
 
 def orthogonal_error(
@@ -73,17 +77,17 @@ def _orthogonal_error(
 
     def rotate(x: Float[Array, "R K"]) -> Array:
         blocks = pad_features(x, padded).reshape(x.shape[0], -1, config.block)
-        return jnp.matmul(blocks, t.T, precision="highest").reshape(x.shape[0], padded)
+        return matmul(blocks, t.T).reshape(x.shape[0], padded)
 
-    x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
+    x = tokens(rows, valid)
     w = kernel.astype(jnp.float32)
     rotated = rotate(x)
     if config.act_format is not None:
         scale = act_global_scale(rotated, config.act_format, config.format).reshape(())
         rotated = formats.fake_quantize(rotated, config.act_format, global_scale=scale)
     weights = formats.fake_quantize(rotate(w.T), config.format)
-    y = jnp.matmul(rotated, weights.T, precision="highest")
-    return relative_error(y, jnp.matmul(x, w, precision="highest"))
+    y = matmul(rotated, weights.T)
+    return relative_error(y, matmul(x, w))
 
 
 def act_global_scale(
@@ -111,7 +115,7 @@ def exponent_range(scales: Array, codes: Array, fmt: Format) -> Int[Array, " 2"]
     """Exponents of the non-zero groups, lowest and highest; zeros for other formats than MXFP4."""
     if fmt.name != "mxfp4":
         return jnp.zeros(2, jnp.int32)
-    return jnp.stack(exponents.of_groups(scales, codes, fmt))
+    return jnp.stack(exactness.of_groups(scales, codes, fmt))
 
 
 def relative_error(y: Array, exact: Array) -> Array:

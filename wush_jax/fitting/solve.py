@@ -15,15 +15,16 @@ from wush_jax.config import LayerConfig
 from wush_jax.fitting import measure
 from wush_jax.fitting.fit import padded_kernel
 from wush_jax.fitting.measure import Measured
-from wush_jax.formats import exactness as exponents
+from wush_jax.fitting.settle import settle
+from wush_jax.formats import exactness
 from wush_jax.layers.quantized_kernel import QuantizedKernel
-from wush_jax.ops import online as ops
-from wush_jax.ops.implementations import xla as reference
+from wush_jax.ops import online
 from wush_jax.solvers.minimise import minimise
 from wush_jax.solvers.objective import Objective, noise, objective, rotated_moment
 from wush_jax.solvers.rtn import Solution, transformed_weights
 from wush_jax.statistics import moments
-from wush_jax.transforms.blocks import Blocks
+from wush_jax.transforms.blocks import Blocks, matmul, pad_features
+from wush_jax.transforms.rotate import rotate
 
 
 class Solved(NamedTuple):
@@ -57,8 +58,7 @@ def solve(
     if config.solver == "rtn" and not config.scale_search:
         return _solve(kernel, forward, None, rows, valid, measure.rounding_only(config, name))
     how = dataclasses.replace(config, transform=name, strength=1.0, gauges=1, candidates=())
-    # XLA's CPU client can deadlock when LAPACK calls queue up behind other work: wait for them.
-    return jax.block_until_ready(_solve(kernel, forward, moment, rows, valid, how))
+    return settle(_solve(kernel, forward, moment, rows, valid, how))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -70,12 +70,12 @@ def _solve(
     valid: Array,
     config: LayerConfig,
 ) -> Solved:
-    x = jnp.where(valid[:, None], rows, 0).astype(jnp.float32)
+    x = measure.tokens(rows, valid)
     padded = config.padded(kernel.shape[0], "kernel")
     a, stored = transformed_weights(padded_kernel(kernel, padded), forward, config.transform)
-    probe = _probe(stored, kernel.shape, padded, config)
-    rotated = reference.rotate(x, stored, probe)
-    act_global, act_span, act_range = None, jnp.zeros(()), exponents.of_values(rotated)
+    hadamard_block = config.block if config.transform == "hadamard" else None
+    rotated = rotate(pad_features(x, padded), stored, hadamard_block)
+    act_global, act_span, act_range = None, jnp.zeros(()), exactness.of_values(rotated)
     if config.act_format is not None:
         act_global = measure.act_global_scale(rotated, config.act_format, config.format)
         encoded = formats.quantize(rotated, config.act_format, global_scale=act_global.reshape(()))
@@ -86,8 +86,10 @@ def _solve(
         t = forward if stored is None else stored.astype(jnp.float32)
         wanted = _objective(a, t, moment, rotated, act_global, valid, padded, config)
     solution = minimise(a, stored, wanted, config)
-    y = ops.linear(x, as_kernel(solution, act_global, kernel.shape, config), implementation="xla")
-    exact = jnp.matmul(x, kernel.astype(jnp.float32), precision="highest")
+    y = online.linear(
+        x, as_kernel(solution, act_global, kernel.shape, config), implementation="xla"
+    )
+    exact = matmul(x, kernel.astype(jnp.float32))
 
     measured = Measured(
         measure.relative_error(y, exact),
@@ -118,15 +120,6 @@ def _objective(
         rounded = formats.fake_quantize(rotated, config.act_format, global_scale=scale)
         activations = noise(rotated, rounded, valid.sum(), block)
     return objective(a, rotated_moment(blocks, t), activations, config.damping)
-
-
-def _probe(
-    stored: Array | None, shape: tuple[int, ...], padded: int, config: LayerConfig
-) -> QuantizedKernel:
-    """A kernel without weights: `reference.rotate` looks at its transform and sizes alone."""
-    codes = jnp.zeros((0, padded // 2 if config.format.packed else padded), jnp.uint8)
-    empty = Solution(codes, codes, jnp.zeros((1, 1)), stored)
-    return as_kernel(empty, None, shape, config)
 
 
 def as_kernel(

@@ -23,7 +23,8 @@ from wush_jax.transforms import hadamard as _hadamard
 class QuantizedKernel:
     """A linear layer's kernel in 4 (or 8) bits, with the transform its input needs.
 
-    The layer computes y ≈ Q(x Tᵀ) Q(T⁻ᵀ W), DESIGN section 3.6. The following hold:
+    The layer computes y ≈ Q(x Tᵀ) Q(T⁻ᵀ W) (arXiv 2512.00956); elements and scales are those of the
+    OCP Microscaling Formats (MX) v1.0 and of `wush_jax.formats.format`. The following hold:
 
     * every leaf but ``transform`` has shape [*stack, *batch, rows, columns]; ``transform`` has one
       axis more. ``stack`` are the axes of ``nn.scan`` / ``nn.vmap`` over layers, which slice every
@@ -85,10 +86,12 @@ class QuantizedKernel:
 
     @property
     def ndim(self) -> int:
+        """Axes of the float kernel, stacked ones included."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """Weights of the float kernel, stacked axes included."""
         return math.prod(self.shape)
 
     @property
@@ -106,6 +109,11 @@ class QuantizedKernel:
     def batch_ndim(self) -> int:
         """How many leading axes of a leaf are the kernel's own batch axes."""
         return self.roles.count("b")
+
+    @property
+    def hadamard_block(self) -> int | None:
+        """D where the transform is Hadamard's, which is not stored; None otherwise."""
+        return self.block if self.transform_name == "hadamard" else None
 
     @property
     def features(self) -> int:

@@ -9,19 +9,18 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from wush_jax.frontends.linen.discover import Layer
 from wush_jax.layers import stacking
+from wush_jax.layers.layer import Layer
 from wush_jax.layers.quantized_kernel import QuantizedKernel
 
 
-def shardings(quantized: Any, sharding: NamedSharding, layer: Layer, path: str) -> QuantizedKernel:
+def shardings(quantized: Any, sharding: NamedSharding, layer: Layer) -> QuantizedKernel:
     """A `QuantizedKernel` of `NamedSharding`: K and N split as the float kernel's are.
 
     Args:
       quantized: the kernel, of arrays or `jax.ShapeDtypeStruct`.
       sharding: the float kernel's.
-      layer: its axes' roles and its stack.
-      path: module path, for errors.
+      layer: its axes' roles and its stack, and its name, for errors.
 
     Raises:
       ValueError: K is split more finely than whole blocks and groups, or an axis other than the
@@ -38,17 +37,17 @@ def shardings(quantized: Any, sharding: NamedSharding, layer: Layer, path: str) 
     for role in "kn":
         if any(name is not None for name in names[role][1:]):
             raise ValueError(
-                f"{path}: the kernel {layer.kernel_shape} is split as {sharding.spec}; of several "
-                f"{role.upper()} axes only the first can be split in a quantized kernel"
+                f"{layer.name}: the kernel {layer.kernel_shape} is split as {sharding.spec}; of "
+                f"several {role.upper()} axes only the first can be split in a quantized kernel"
             )
     k, n = names["k"][0], names["n"][0] if names["n"] else None
     parts = _parts(sharding, k)
     units = quantized.padded_features // max(quantized.block, quantized.format.group_size)
     if units % parts:
         raise ValueError(
-            f"{path}: K={quantized.features} is split {parts} ways over {k!r}, leaving no whole "
-            f"blocks of {quantized.block} and groups of {quantized.format.group_size} to each; "
-            f"split it at most {math.gcd(units, parts)} ways, or split N"
+            f"{layer.name}: K={quantized.features} is split {parts} ways over {k!r}, leaving "
+            f"no whole blocks of {quantized.block} and groups of {quantized.format.group_size} to "
+            f"each; split it at most {math.gcd(units, parts)} ways, or split N"
         )
 
     def on(*trailing: Any) -> NamedSharding:
@@ -69,12 +68,12 @@ def shardings(quantized: Any, sharding: NamedSharding, layer: Layer, path: str) 
     )
 
 
-def place(quantized: QuantizedKernel, kernel: Any, layer: Layer, path: str) -> QuantizedKernel:
+def place(quantized: QuantizedKernel, kernel: Any, layer: Layer) -> QuantizedKernel:
     """``quantized`` laid out as ``kernel`` was, if that was on a mesh."""
     sharding = getattr(kernel, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return quantized
-    return jax.device_put(quantized, shardings(quantized, sharding, layer, path))
+    return jax.device_put(quantized, shardings(quantized, sharding, layer))
 
 
 def _parts(sharding: NamedSharding, name: Any) -> int:

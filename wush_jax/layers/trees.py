@@ -1,18 +1,46 @@
-"""Params trees by module path."""
+"""Params trees by path: their leaves, the layers' names, and the quantized kernels in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from flax.core import meta
 
-from wush_jax.layers.quantized_kernel import QuantizedKernel
+from wush_jax.layers.quantized_kernel import QuantizedKernel, is_quantized
+
+# What Flax's own linear modules call their weight. It says nothing, and names leave it out.
+FLAX_WEIGHT = "kernel"
 
 
 def join(path: str, name: Any) -> str:
     """The path of a child; the root's path is the empty string."""
     return f"{path}/{name}" if path else str(name)
+
+
+def layer_name(path: str) -> str:
+    """A parameter's path as rules and reports have it: "layer_0/mlp/up/kernel" is "layer_0/mlp/up".
+
+    Any other last name stays, "layer_0/mlp/gating_einsum". Names are as unique as paths are.
+    """
+    head, _, leaf = path.rpartition("/")
+    return head if leaf == FLAX_WEIGHT else path
+
+
+def is_variables(params: Any) -> bool:
+    """Whether ``params`` is a whole variables dict rather than a bare params tree."""
+    return isinstance(params, Mapping) and isinstance(params.get("params"), Mapping)
+
+
+def as_variables(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``params`` itself if it is a whole variables dict, else ``{"params": params}``."""
+    return params if is_variables(params) else {"params": params}
+
+
+def top_names(params: Any) -> frozenset[str]:
+    """Names at the top of the params, of a whole variables dict or a bare tree; none of others."""
+    return frozenset(as_variables(params)["params"]) if isinstance(params, Mapping) else frozenset()
 
 
 def plain(tree: Any) -> Any:
@@ -25,35 +53,69 @@ def _thaw(tree: Any) -> Any:
 
 
 def walk(params: Mapping, prefix: str = "") -> Iterator[tuple[str, Mapping]]:
-    """Every sub-mapping with its module path, "layer_0/attention/query"; the root's is ""."""
+    """Every sub-mapping with its path, "layer_0/attention/query"; the root's is ""."""
     yield prefix, params
     for name, child in params.items():
         if isinstance(child, Mapping):
             yield from walk(child, join(prefix, name))
 
 
-def kernel_paths(params: Mapping) -> dict[str, Any]:
-    """Module path -> kernel, of every module with a kernel of two or more axes."""
-    found = {}
-    for path, module in walk(params):
-        kernel = module.get("kernel")
-        if kernel is not None and len(getattr(kernel, "shape", ())) >= 2:
-            found[path] = kernel
-    return found
+def leaves(params: Mapping) -> dict[str, Any]:
+    """Path -> leaf; a `QuantizedKernel` is one."""
+    return {
+        join(path, name): child
+        for path, node in walk(params)
+        for name, child in node.items()
+        if not isinstance(child, Mapping)
+    }
+
+
+def matrices(params: Mapping) -> dict[str, Any]:
+    """Layer's name -> leaf, of every leaf with two or more axes."""
+    found = leaves(params).items()
+    return {layer_name(p): leaf for p, leaf in found if len(getattr(leaf, "shape", ())) >= 2}
+
+
+def flax_weights(params: Mapping) -> dict[str, Any]:
+    """Layer's name -> weight, of everything that looks like one of Flax's own linear modules."""
+    return {
+        layer_name(path): leaf
+        for path, leaf in leaves(params).items()
+        if path.rpartition("/")[2] == FLAX_WEIGHT and len(getattr(leaf, "shape", ())) >= 2
+    }
 
 
 def quantized_kernels(params: Mapping) -> dict[str, QuantizedKernel]:
-    """Module path -> quantized kernel, of a params tree or a whole variables dict."""
-    params = params["params"] if isinstance(params.get("params"), Mapping) else params
-    return {p: k for p, k in kernel_paths(params).items() if isinstance(k, QuantizedKernel)}
+    """Layer's name -> quantized kernel, of a params tree or a whole variables dict."""
+    inner = params["params"] if is_variables(params) else params
+    return {layer_name(p): k for p, k in leaves(inner).items() if is_quantized(k)}
 
 
 def replace_kernels(params: Mapping, kernels: Mapping[str, Any], prefix: str = "") -> dict:
-    """A new tree with the kernels of these module paths replaced; all else is the same object."""
+    """A new tree with the leaves of these layers replaced; every other leaf is the same object."""
     out = {}
     for name, child in params.items():
+        path = join(prefix, name)
         if isinstance(child, Mapping):
-            out[name] = replace_kernels(child, kernels, join(prefix, name))
+            out[name] = replace_kernels(child, kernels, path)
         else:
-            out[name] = kernels.get(prefix, child) if name == "kernel" else child
+            out[name] = kernels.get(layer_name(path), child)
     return out
+
+
+def dequantize(qparams: Any) -> Any:
+    """Float kernels in the ORIGINAL basis, Tᵀ Q(T⁻ᵀ W), in the tree's own shape and dtypes.
+
+    The model then runs as it is; activations are not quantized.
+
+    Args:
+      qparams: what `wush_jax.quantize` returned, or any other pytree with `QuantizedKernel`s.
+
+    Returns:
+      The same tree with an array [*stack, *kernel] in the place of each of them.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.dequantize() if is_quantized(leaf) else leaf,
+        qparams,
+        is_leaf=is_quantized,
+    )

@@ -6,13 +6,10 @@ import dataclasses
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from wush_jax.formats import private_layout as layout
-from wush_jax.formats import scales
-from wush_jax.layers.quantized_kernel import QuantizedKernel, is_quantized
-from wush_jax.ops import dispatch
+from wush_jax.layers.quantized_kernel import is_quantized
+from wush_jax.ops import device, dispatch
+from wush_jax.ops.implementations.table import IMPLEMENTATIONS
 
 Tree = TypeVar("Tree")
 
@@ -30,16 +27,13 @@ def prepare(qparams: Tree, *, keep_fp8: bool = False) -> Tree:
         8 more bits a weight, and no expansion before each product, which is what counts most at
         some hundred tokens.
     """
-    here = dispatch.default_device()
+    here = device.default_device()
 
     def one(leaf):
         if not is_quantized(leaf):
             return leaf
-        chosen = dispatch.choose(leaf, here).implementation
-        if keep_fp8 and chosen == "fp8" and leaf.expanded is None:
-            leaf = dataclasses.replace(leaf, expanded=_fp8_weights(leaf))
-        fits = layout.fits(leaf.outputs, leaf.padded_features)
-        return _private(leaf) if fits and chosen in dispatch.READ_PRIVATE else leaf
+        chosen = IMPLEMENTATIONS[dispatch.choose(leaf, here).implementation]
+        return chosen.prepared(leaf, keep_fp8=keep_fp8)
 
     return jax.tree.map(one, qparams, is_leaf=is_quantized)
 
@@ -51,14 +45,3 @@ def unprepare(qparams: Tree) -> Tree:
         return dataclasses.replace(leaf.public(), expanded=None) if is_quantized(leaf) else leaf
 
     return jax.tree.map(one, qparams, is_leaf=is_quantized)
-
-
-_private = jax.jit(QuantizedKernel.private)
-
-
-@jax.jit
-def _fp8_weights(kernel: QuantizedKernel) -> Float[Array, "*stack N K"]:
-    """element * 2^(byte - 127 + offset), exactly (`QuantizedKernel.exact_in` is "float8")."""
-    assert kernel.exponents is not None
-    factor = scales.power_of_two(kernel.exponents[..., 1:])
-    return (kernel.values() * factor).astype(jnp.float8_e4m3fn)

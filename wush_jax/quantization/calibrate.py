@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from wush_jax.config import Config
-from wush_jax.frontends.linen.discover import Layer
-from wush_jax.frontends.linen.observe import observe, observe_rows
-from wush_jax.frontends.linen.run import is_variables
-from wush_jax.layers import trees
-from wush_jax.quantization import plan
+from wush_jax.frontends import select
+from wush_jax.frontends.protocol import Discovery, FrontEnd, Variables
 from wush_jax.quantization.calibration import Calibration
 from wush_jax.quantization.plan import Plan
 from wush_jax.reporting.progress import track
@@ -24,14 +20,14 @@ from wush_jax.statistics.moments import Mask, Moments
 from wush_jax.statistics.observation import Observation
 from wush_jax.statistics.running import Statistics
 
-Observe = Callable[[Any, Mask | None], dict[str, Observation]]
+Observe = Callable[[Variables, Any, Mask | None], dict[str, Observation]]
 
 
 def calibrate(
-    params: Mapping[str, Any],
+    params: Any,
     batches: Iterable[Any],
     *,
-    model: nn.Module | None = None,
+    model: Any = None,
     config: Config | None = None,
     mask: Callable[[Any], Mask] | None = None,
     key: PRNGKeyArray | None = None,
@@ -55,49 +51,41 @@ def calibrate(
     """
     config = Config() if config is None else config
     key = jax.random.split(jax.random.key(0) if key is None else key)[0]
-    variables = trees.plain(params if is_variables(params) else {"params": params})
-    planned = Plan(config)
-    found_in: dict[Any, Mapping[str, Layer]] = {}
+    front = select.front_end(model)
+    variables = front.variables(params)
+    plan = Plan(config)
+    found: dict[Hashable, Discovery] = {}
+    observers: dict[Hashable, Observe] = {}  # one compiled function for all batches that are alike
     statistics: dict[str, Statistics] = {}
-    observers: dict[Any, Observe] = {}  # one compiled function per shape of batch and grouping
     for i, batch in enumerate(track(batches, "calibrating", progress)):
-        if model is None:
-            found = plan.captured_layers(variables["params"], batch)
-            signature = _signature(batch)
-        else:
-            batch = jax.tree.map(jnp.asarray, batch)
-            signature = _signature(batch)
-            found = {}
-            if signature not in observers:
-                found = planned.reached(model, variables, batch)
-        planned.add(found)
+        batch = front.batch(batch)
+        signature = front.signature(batch)
         if signature not in observers:
-            found_in[signature] = found
-            observers[signature] = _observer(model, variables, planned, found, full)
-        tokens = None if mask is None else mask(batch)
+            found[signature] = plan.reach(front, variables, batch)
+            observers[signature] = _observer(front, plan, found[signature], full)
+        seen = observers[signature](variables, batch, None if mask is None else mask(batch))
         batch_key = jax.random.fold_in(key, i)
-        for j, (path, seen) in enumerate(observers[signature](batch, tokens).items()):
-            fresh = _start(seen, jax.random.fold_in(batch_key, j))
-            old = statistics.get(path)
-            statistics[path] = fresh if old is None else _merge(old, fresh)
+        for j, (name, observation) in enumerate(seen.items()):
+            fresh = _start(observation, jax.random.fold_in(batch_key, j))
+            old = statistics.get(name)
+            statistics[name] = fresh if old is None else _merge(old, fresh)
     if not observers:
         raise ValueError("calib_batches is empty: calibration needs at least one batch")
-    planned.close(variables["params"])
-    check_kernels(planned, trees.kernel_paths(variables["params"]))  # else blamed on the inputs
-    sound = jax.device_get(_all_sound({p: s.moments for p, s in statistics.items()}))
-    for leader in planned.groups():
+    plan.close(front.expected(variables))
+    check_finite(plan, front.weights(variables))  # else blamed on the inputs
+    sound = jax.device_get(_all_sound({name: s.moments for name, s in statistics.items()}))
+    for leader in plan.groups():
         if not sound[leader]:
             moments.check(statistics[leader].moments, leader)
-    found = tuple(found_in.values())
-    return Calibration(found, frozenset(planned.called), statistics, dict(planned.leaders))
+    return Calibration(tuple(found.values()), statistics, dict(plan.leaders))
 
 
-def check_kernels(planned: Plan, kernels: Mapping[str, Array]) -> None:
-    """Raises ValueError naming the first module to be quantized whose kernel is not finite."""
-    finite = jax.device_get(_all_finite({path: kernels[path] for path in planned.layers}))
-    for path, good in finite.items():
+def check_finite(plan: Plan, weights: Mapping[str, Array]) -> None:
+    """Raises ValueError naming the first layer to be quantized whose kernel is not finite."""
+    finite = jax.device_get(_all_finite({name: weights[name] for name in plan.layers}))
+    for name, good in finite.items():
         if not good:
-            raise ValueError(f"{path}: the kernel holds NaN or Inf; it cannot be quantized")
+            raise ValueError(f"{name}: the kernel holds NaN or Inf; it cannot be quantized")
 
 
 @jax.jit
@@ -114,38 +102,18 @@ _start = jax.jit(Statistics.start)
 _merge = jax.jit(Statistics.merge, donate_argnums=0)
 
 
-def _signature(batch: Any) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-
-
-def _observer(
-    model: nn.Module | None,
-    variables: Mapping[str, Any],
-    planned: Plan,
-    found: Mapping[str, Layer],
-    full: bool,
-) -> Observe:
+def _observer(front: FrontEnd, plan: Plan, found: Discovery, full: bool) -> Observe:
     """A compiled function: a batch and its mask -> observations of the groups' leaders."""
+    layers = found.layers
     blocks = {}
-    for path in planned.groups():
-        if path in found:
-            features = found[path].features
-            blocks[path] = features if full else planned.configs[path].moment_block(features)
-    sample = planned.config.sample_tokens
+    for name in plan.groups():
+        if name in layers:
+            features = layers[name].features
+            blocks[name] = features if full else plan.configs[name].moment_block(features)
+    sample = plan.config.sample_tokens
 
     @jax.jit
-    def observe_model(variables, batch, tokens):
-        assert model is not None
-        return observe(model, variables, batch, tokens, blocks, sample, found)
+    def observe(variables: Variables, batch: Any, mask: Mask | None) -> dict[str, Observation]:
+        return front.observe(variables, batch, mask, layers, blocks, sample)
 
-    @jax.jit
-    def observe_captured(inputs, tokens):
-        return {
-            path: observe_rows(found[path].contraction, x, blocks[path], sample, tokens)
-            for path, x in inputs.items()
-        }
-
-    if model is not None:
-        return lambda batch, tokens: observe_model(variables, batch, tokens)
-    return lambda batch, tokens: observe_captured({p: batch[p] for p in blocks}, tokens)
+    return observe

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from wush_jax.config import Config
-from wush_jax.frontends.linen.discover import Layer
-from wush_jax.quantization.plan import Plan
+from wush_jax.frontends.protocol import Discovery
+from wush_jax.quantization.plan import Plan, planned
 from wush_jax.statistics.running import Statistics
 
 
@@ -17,33 +16,23 @@ class Calibration:
     """Statistics of every input, made by `wush_jax.calibrate`.
 
     Attributes:
-      found: the linear layers that each kind of batch reached.
-      called: paths of the modules that ran.
-      statistics: path of an input's first reader -> what it read.
-      sources: path of every layer -> path under which ``statistics`` has its input.
+      found: what each kind of batch reached.
+      statistics: name of an input's first reader -> what it read.
+      sources: name of every layer -> name under which ``statistics`` has its input.
     """
 
-    found: tuple[Mapping[str, Layer], ...]
-    called: frozenset[str]
+    found: tuple[Discovery, ...]
     statistics: Mapping[str, Statistics]
     sources: Mapping[str, str]
 
-    def plan(self, config: Config, params: Mapping[str, Any]) -> Plan:
+    def plan(self, config: Config, expected: Collection[str]) -> Plan:
         """What ``config`` makes of these layers.
 
+        Args:
+          expected: names of the weights that must be accounted for, `FrontEnd.expected`.
+
         Raises:
-          ValueError: it wants a layer that was skipped in calibration, or as `Plan.add`,
-            `Plan.close`.
+          ValueError: a layer that no batch reached or that calibration skipped, or a K that does
+            not split into blocks.
         """
-        planned = Plan(config)
-        planned.called |= self.called
-        for found in self.found:
-            planned.add(found)
-        planned.close(params)
-        for path in planned.layers:
-            if path not in self.sources:
-                raise ValueError(
-                    f"{path}: a rule skipped this layer when its inputs were calibrated; calibrate "
-                    "with the rules that quantize will use"
-                )
-        return planned
+        return planned(config, self.found, expected, self.sources)

@@ -18,6 +18,7 @@ The following hold:
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -25,9 +26,11 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wush_kernels.quantized_matmul import mosaic_kernel
-from wush_kernels.quantized_matmul.mosaic_config import EPILOGUE_ROWS, TILE_K, WARPGROUPS, Config
-from wush_kernels.quantized_matmul.mosaic_config import config as default_config
+from wush_kernels.quantized_matmul.mosaic.config import EPILOGUE_ROWS, TILE_K, WARPGROUPS, Config
+from wush_kernels.quantized_matmul.mosaic.config import config as default_config
+from wush_kernels.quantized_matmul.mosaic.epilogue import ACTIVATIONS
+from wush_kernels.quantized_matmul.mosaic.kernel import kernel
+from wush_kernels.quantized_matmul.mosaic.walk import grid
 
 FP8 = (jnp.float8_e5m2, jnp.float8_e4m3fn)
 MIXED_FP8 = jax.__version_info__ >= (0, 11)  # before, wgmma takes two operands of one type
@@ -80,8 +83,7 @@ def mosaic_matmul(
         M, N, K, itemsize=itemsize, precise=precise, multiprocessors=multiprocessors()
     )
     if interpret:  # the interpreter neither clips nor fills, and cannot transpose a reference
-        pair_m, pair_n = (1 + (c.cluster == axis) for axis in ("m", "n"))
-        multiples = (c.tile_m * pair_m, c.tile_n * pair_n, TILE_K)
+        multiples = (c.tile_m * c.pair[0], c.tile_n * c.pair[1], TILE_K)
     else:
         c.check(itemsize, precise)
         multiples = (8, 64, TILE_K)
@@ -112,8 +114,8 @@ def _check(a, b, bias, activation, dtype) -> tuple[int, int, int]:
         raise ValueError(f"a and b are float8_e5m2 or float8_e4m3fn, not {a.dtype} and {b.dtype}")
     if bias is not None and bias.shape != (N,):
         raise ValueError(f"bias is [N] = [{N}], not {bias.shape}")
-    if activation not in mosaic_kernel.ACTIVATIONS:
-        raise ValueError(f"activation is one of {mosaic_kernel.ACTIVATIONS}, not {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is one of {ACTIVATIONS}, not {activation!r}")
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"the result is bfloat16 or float32, not {jnp.dtype(dtype)}")
     return M, K, N
@@ -129,9 +131,8 @@ def _launch(operands, sizes, c: Config, activation, dtype, precise, interpret) -
     """The kernel on padded operands; [m, n]."""
     m, n, _ = sizes
     itemsize = jnp.dtype(dtype).itemsize
-    pair = 1 + (c.cluster is not None)
-    tiles = -(-m // (c.tile_m * (1 + (c.cluster == "m"))))
-    tiles *= -(-n // (c.tile_n * (1 + (c.cluster == "n"))))
+    pair = math.prod(c.pair)
+    tiles = math.prod(grid(c, sizes))
     owners = WARPGROUPS if c.split == "tile" else 1
     arrivals = 1 if c.split == "tile" else WARPGROUPS
     consumed: Any = plgpu.Barrier(num_arrivals=arrivals, num_barriers=c.stages)
@@ -155,7 +156,7 @@ def _launch(operands, sizes, c: Config, activation, dtype, precise, interpret) -
         scratch["bias_loaded"] = plgpu.Barrier(num_arrivals=1, num_barriers=WARPGROUPS)
     launch = plgpu.kernel(
         functools.partial(
-            mosaic_kernel.kernel,
+            kernel,
             config=c,
             sizes=sizes,
             activation=activation,

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, BFloat16, Float, Int, UInt8
 
 from wush_jax.formats import Format, get_format
+from wush_jax.transforms.rotate import rotate
 from wush_kernels import _triton
 from wush_kernels.transform_quantize import arguments, reference
 from wush_kernels.transform_quantize.config import Config
@@ -63,7 +64,7 @@ def transform_quantize_codes(
     problem = arguments.check(x, transform, hadamard_block, rows, implementation)
     ratio = arguments.ratio(fmt, multiplier, global_scale)
     if implementation == "xla":
-        rotated = reference.rotate(x, transform, hadamard_block)
+        rotated = rotate(x, transform, hadamard_block)
         codes, stored = reference.codes(rotated, fmt, multiplier, global_scale)
         return reference.pad(codes, problem.rows), reference.pad(stored, problem.rows)
     _triton.require()
@@ -119,7 +120,7 @@ def transform_quantize_folded(
     problem = arguments.check(x, transform, hadamard_block, rows, implementation)
     arguments.check_shift(shift)
     if implementation == "xla":
-        rotated = reference.rotate(x, transform, hadamard_block)
+        rotated = rotate(x, transform, hadamard_block)
         y = reference.folded(rotated, _first(shift), dtype, multiplier, global_scale)
         return reference.pad(y, problem.rows)
     launch = (x, transform, hadamard_block, shift, dtype, problem, config, compute_capability)
@@ -169,7 +170,7 @@ def transform_quantize_values(
     problem = arguments.check(x, transform, hadamard_block, rows, implementation)
     arguments.check_shift(shift)
     if implementation == "xla":
-        rotated = reference.rotate(x, transform, hadamard_block)
+        rotated = rotate(x, transform, hadamard_block)
         if fmt is None:
             y = reference.rounded(rotated, x.dtype, _first(shift), dtype, multiplier)
         else:

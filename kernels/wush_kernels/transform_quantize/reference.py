@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -10,29 +9,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from wush_jax import formats
 from wush_jax.formats import Format, scales
-from wush_jax.transforms import hadamard
 
 E5M2_MAX = 57344.0
 F16_MAX = 65504.0
-
-
-def rotate(
-    x: Float[Array, "M K"],
-    transform: Float[Array, "C D D"] | None,
-    hadamard_block: int | None = None,
-) -> Float[Array, "M K"]:
-    """x Tᵀ per block, accumulated in float32; products in bf16 for bf16 x, else in float32."""
-    operand = x.dtype if x.dtype == jnp.bfloat16 else jnp.float32
-    if hadamard_block is not None:
-        t = jnp.asarray(hadamard.signs(hadamard_block), operand)
-        y = _dot("mcd,ed->mce", x.reshape(x.shape[0], -1, hadamard_block).astype(operand), t)
-        y = y * jnp.float32(hadamard_block**-0.5)
-    elif transform is not None:
-        blocks = x.reshape(x.shape[0], -1, transform.shape[-1]).astype(operand)
-        y = _dot("mcd,ced->mce", blocks, transform.astype(operand))
-    else:
-        y = x
-    return y.reshape(x.shape).astype(jnp.float32)
 
 
 def codes(
@@ -110,7 +89,3 @@ def _scalar(global_scale: Array | float | None) -> Array | None:
     if global_scale is None:
         return None
     return jnp.asarray(global_scale, jnp.float32).reshape(())
-
-
-def _dot(equation: str, a: Array, b: Array) -> jax.Array:
-    return jnp.einsum(equation, a, b, precision="highest", preferred_element_type=jnp.float32)

@@ -66,7 +66,7 @@ def test_model_runs_quantized(name):
     )
     kernels = trees.quantized_kernels(quantized)
     assert len(kernels) == layers
-    float_shapes = {p: k.shape for p, k in trees.kernel_paths(variables["params"]).items()}
+    float_shapes = {p: k.shape for p, k in trees.flax_weights(variables["params"]).items()}
     assert all(kernel.shape == float_shapes[path] for path, kernel in kernels.items())
     assert all(row.error < 1e-3 for row in report.layers)
 

@@ -8,8 +8,6 @@ the extra axis that Flax gives them shows.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -18,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from wush_jax.frontends.linen import calls as layers
+from wush_jax.frontends.linen import calls
+from wush_jax.frontends.protocol import Discovery
 from wush_jax.layers.contraction import Contraction
+from wush_jax.layers.layer import Layer
 from wush_jax.layers.stacking import StackAxes
-from wush_jax.layers.trees import join, plain
+from wush_jax.layers.trees import FLAX_WEIGHT, flax_weights, join, plain
 
 # Axis lengths that no real layer stack has: where an extra axis appears tells where Flax stacks.
 _PRIMES = (10007, 10009, 10037)
@@ -29,37 +29,7 @@ _PROBE_RANKS = (2, 3)
 _PROBE = "wush_probe_{}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """What `discover` learns of a linear layer.
-
-    Attributes:
-      path: module path.
-      contraction: of its calls.
-      kernel_shape: without stacked axes.
-      inputs: identities of the arrays it was called with; layers with equal ones share their input.
-      stack_axes: where Flax stacks the layer's variables, see `wush_jax.layers.stacking`.
-    """
-
-    path: str
-    contraction: Contraction
-    kernel_shape: tuple[int, ...]
-    inputs: tuple[int, ...]
-    stack_axes: StackAxes = ()
-
-    @property
-    def features(self) -> int:
-        """K."""
-        sizes = zip(self.kernel_shape, self.contraction.roles, strict=True)
-        return math.prod(n for n, role in sizes if role == "k")
-
-
-@dataclasses.dataclass(frozen=True)
-class Discovery:
-    """All linear layers that one batch reaches, and the paths of all modules that ran."""
-
-    layers: dict[str, Layer]
-    called: frozenset[str]
+_REFUSED = "not a Dense, DenseGeneral or Einsum layer"
 
 
 def discover(
@@ -73,7 +43,7 @@ def discover(
     Args:
       model, variables: the float model (arrays or `jax.ShapeDtypeStruct`).
       batch: one calibration batch (arrays or `jax.ShapeDtypeStruct`).
-      wanted: whether a module path is to be quantized; others are listed without ``stack_axes``.
+      wanted: whether a layer is to be quantized; others are listed without ``stack_axes``.
 
     Raises:
       ValueError: a wanted layer contracts its kernel in different ways, or lies where Flax shares
@@ -94,8 +64,10 @@ def discover(
         if wanted(path):
             axes = _stack_axes(*(probes[join(path, _PROBE.format(r))].shape for r in _PROBE_RANKS))
         identities = tuple(identity for *_, identity in seen)
-        found[path] = Layer(path, contraction, shape, identities, axes)
-    return Discovery(found, frozenset(trace.called))
+        own = join(path, FLAX_WEIGHT)
+        found[path] = Layer(own, contraction, shape, identities, axes)
+    others = (flax_weights(variables["params"]).keys() & trace.called) - found.keys()
+    return Discovery(found, dict.fromkeys(sorted(others), _REFUSED))
 
 
 class _Trace:
@@ -117,22 +89,22 @@ class _Trace:
 
         def abstract(variables, batch):
             with nn.intercept_methods(self._intercept):
-                mutable = layers.mutable_anew()
-                return layers.call_model(self.model, variables, batch, mutable=mutable)[1]
+                mutable = calls.mutable_anew()
+                return calls.call_model(self.model, variables, batch, mutable=mutable)[1]
 
         return jax.eval_shape(abstract, plain(variables), batch)
 
     def _intercept(self, next_fun, args, kwargs, context):
         module = context.module
         if module.scope is not None:
-            self.called.add(layers.path_of(module))
-        call = layers.linear_call(context, args, kwargs)
+            self.called.add(calls.path_of(module))
+        call = calls.linear_call(context, args, kwargs)
         out = next_fun(*args, **kwargs)
         if call is None:
             return out
-        path = layers.path_of(module)
-        kernel = nn.meta.unbox(module.get_variable("params", "kernel"))
-        identity = self._identify(call, layers.trace_of(module))
+        path = calls.path_of(module)
+        kernel = nn.meta.unbox(module.get_variable("params", FLAX_WEIGHT))
+        identity = self._identify(call, calls.trace_of(module))
         self.calls.setdefault(path, []).append((call.contraction, kernel.shape, identity))
         if self.wanted(path):
             # Probes depend on the input, as moments will: what Flax cannot carry out fails here.
@@ -141,7 +113,7 @@ class _Trace:
                 module.put_variable("params", _PROBE.format(rank), zero + jnp.zeros(_PRIMES[:rank]))
         return out
 
-    def _identify(self, call: layers.Call, trace: Any) -> int:
+    def _identify(self, call: calls.Call, trace: Any) -> int:
         """Equal for the same array, contracted along the same axes, in the same trace."""
         axes = call.contraction.contracted_axes
         for i, (x, known_axes, known_trace) in enumerate(self._inputs):

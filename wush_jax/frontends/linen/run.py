@@ -14,9 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from wush_jax.frontends.linen import calls as layers
+from wush_jax.frontends.linen import calls
+from wush_jax.layers import trees
 from wush_jax.layers.quantized_kernel import QuantizedKernel
-from wush_jax.ops import online as ops
+from wush_jax.ops import online
 
 
 def apply(
@@ -33,23 +34,17 @@ def apply(
       qparams: what `wush_jax.quantize` returned: the params, or the whole variables dict.
       *args, **kwargs: as for ``model.apply`` (``rngs=``, ``mutable=``, ``method=`` included).
       implementation: None for the best one on this device, or a name in
-        `wush_jax.ops.IMPLEMENTATIONS`.
+        `wush_jax.ops.online.IMPLEMENTATIONS`.
 
     Returns:
       What ``model.apply`` returns.
+
+    Raises:
+      ValueError: an unknown implementation, or an input of another shape than a layer's kernel.
+      NotImplementedError: the named implementation cannot run a layer here; the message says why.
     """
     with quantized(implementation):
-        return model.apply(as_variables(qparams), *args, **kwargs)
-
-
-def as_variables(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``params`` itself if it is a whole variables dict, else ``{"params": params}``."""
-    return params if is_variables(params) else {"params": params}
-
-
-def is_variables(params: Mapping[str, Any]) -> bool:
-    """Whether a mapping is a whole variables dict rather than a bare params tree."""
-    return "params" in params and isinstance(params["params"], Mapping)
+        return model.apply(trees.as_variables(qparams), *args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -60,28 +55,28 @@ def quantized(implementation: str | None = None) -> Iterator[None]:
     def encode(x: jax.Array, kernel: QuantizedKernel, key: tuple, source: jax.Array):
         # Same array object, same group, same trace: the encoded rows are the same.
         if kernel.shared_input is None:
-            return ops.encode(x, kernel, implementation=implementation)
+            return online.encode(x, kernel, implementation=implementation)
         if last.get("source") is not source or last.get("key") != key:
             last.update(
-                source=source, key=key, rows=ops.encode(x, kernel, implementation=implementation)
+                source=source, key=key, rows=online.encode(x, kernel, implementation=implementation)
             )
         return last["rows"]
 
     def intercept(next_fun, args, kwargs, context):
-        call = layers.linear_call(context, args, kwargs)
+        call = calls.linear_call(context, args, kwargs)
         if call is None:
             return next_fun(*args, **kwargs)
         module = context.module
-        kernel = nn.meta.unbox(module.get_variable("params", "kernel"))
+        kernel = nn.meta.unbox(module.get_variable("params", trees.FLAX_WEIGHT))
         if not isinstance(kernel, QuantizedKernel):
             return next_fun(*args, **kwargs)
-        _check_shape(kernel, call, layers.path_of(module))
+        _check_shape(kernel, call, calls.path_of(module))
         bias = nn.meta.unbox(module.get_variable("params", "bias")) if module.use_bias else None
-        dtype = layers.compute_dtype(module, call.x, kernel.dtype, bias)
+        dtype = calls.compute_dtype(module, call.x, kernel.dtype, bias)
         rows = call.contraction.rows(call.x.astype(dtype))
-        key = (kernel.shared_input, dtype, layers.trace_of(module))
+        key = (kernel.shared_input, dtype, calls.trace_of(module))
         encoded = encode(rows, kernel, key, call.x)
-        y = ops.matmul(encoded, kernel, dtype, implementation=implementation)
+        y = online.matmul(encoded, kernel, dtype, implementation=implementation)
         y = call.contraction.output(y, kernel.kernel_shape)
         if bias is not None:
             y = y + call.contraction.broadcast_bias(bias).astype(dtype)
@@ -92,7 +87,7 @@ def quantized(implementation: str | None = None) -> Iterator[None]:
     last.clear()
 
 
-def _check_shape(kernel: QuantizedKernel, call: layers.Call, path: str) -> None:
+def _check_shape(kernel: QuantizedKernel, call: calls.Call, path: str) -> None:
     expected = tuple(
         call.x.shape[call.contraction.x.index(label)] if label in call.contraction.x else size
         for label, size in zip(call.contraction.kernel, kernel.kernel_shape, strict=True)

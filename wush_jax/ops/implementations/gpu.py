@@ -1,111 +1,113 @@
-"""A whole quantized layer on the GPU, y = Q(x Tᵀ) Q(T⁻ᵀ W), in two steps: `encode`, `matmul`.
+"""`Gpu`: what all implementations by kernels of `wush_kernels` share: judging, batches, gradients.
 
-    tokens      activations          weights                       product
-    up to 64    E5M2 or float16      4 bits, decoded to float16    `decode_matmul`
-    more, fp8   E5M2                 expanded to E4M3              `fp8_matmul` or Mosaic GPU
-    more, bf16  bfloat16             expanded to bfloat16          `bf16_matmul`
-    any, native codes and scales     4 bits                        `block_scaled_matmul`
-
-The first row reads 4-bit weights once and is bound by memory. The next two expand the weights
-before each product: 24 us beside 300 us for 4096 x 14336 x 4096 in FP8 on an H200.
-
-Few tokens take two kernels, not one. A program of their product owns 16 or 32 output features; to
-transform the tokens itself it would read all of T, 2 D bytes for each of K features, beside the 8.5
-or 17 bytes of weights that it has there. Transforming them once takes 3 us in all.
-
-``name`` is one in `ops.dispatch.IMPLEMENTATIONS`; ``backend`` is "triton", "xla" (references
-of the same number formats), or "auto": Triton where the program is compiled for CUDA.
+`wush_kernels` is imported when a layer runs on a GPU, and not before.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from wush_kernels import _triton
-from wush_kernels.transform_quantize import (
-    transform_quantize_codes,
-    transform_quantize_folded,
-    transform_quantize_values,
-)
 
 from wush_jax import formats
+from wush_jax.formats import private_layout
 from wush_jax.layers.quantized_kernel import QuantizedKernel
-from wush_jax.ops.implementations import gpu_products as products
+from wush_jax.ops.device import Device
+from wush_jax.ops.implementations.base import Implementation, by_rows, per_batch
 from wush_jax.ops.implementations.batching import fold_rows
+from wush_jax.transforms.blocks import pad_features
+from wush_jax.transforms.rotate import rotate
 
-MOST_FEW = 64  # tokens up to which weights are decoded inside the product
+HOPPER, BLACKWELL = (9, 0), ((10, 0), (10, 3), (12, 0))
+FEW = 64  # tokens up to which weights are decoded inside the product
+_BLOCKS = (16, 32, 64, 128)  # transforms' D that the kernels take
+_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
-def encode(
-    x: Float[Array, "M K"], kernel: QuantizedKernel, name: str, *, backend: str = "auto"
-) -> Any:
-    """Q(x Tᵀ) in the type that `matmul` reads, see above.
+class Gpu(Implementation):
+    """An implementation on NVIDIA GPUs.
 
-    Args:
-      x: bfloat16, float16 or float32. NaN or Inf reaches its own row only.
-      kernel: one that `wush_jax.ops.dispatch.choose` gives to ``name``.
+    Attributes:
+      capabilities: compute capabilities that it is built for.
+      pairs: (weights' format, activations' format or None) that it takes.
     """
-    encode_rows = functools.partial(_encode, name=name, few=x.shape[0] <= MOST_FEW)
-    return fold_rows(functools.partial(_on_gpu, encode_rows, backend))(x, kernel)
+
+    capabilities: ClassVar[tuple[tuple[int, int], ...]] = (HOPPER,)
+    pairs: ClassVar[tuple[tuple[str, str | None], ...]]
+
+    def problem(
+        self, kernel: QuantizedKernel, device: Device, dtype: jnp.dtype | None = None
+    ) -> str | None:
+        if device.platform != "gpu" or device.capability is None:
+            return f"it runs on NVIDIA GPUs, this is {device}"
+        if device.capability not in self.capabilities:
+            names = ", ".join(f"sm_{major}{minor}" for major, minor in self.capabilities)
+            return f"it is built for {names}, this is {device}"
+        if dtype is not None and dtype not in _DTYPES:
+            return f"it takes bfloat16, float16 and float32 activations, not {jnp.dtype(dtype)}"
+        return missing() or _unread(self, kernel) or self.unfit(kernel)
+
+    def unasked(self, device: Device) -> bool:
+        return device.capability in self.capabilities
+
+    def unfit(self, kernel: QuantizedKernel) -> str | None:
+        """What else keeps it from reading a kernel of formats that it takes."""
+        return None
+
+    def encode(self, x: Float[Array, "*batch *tokens K"], kernel: QuantizedKernel) -> Any:
+        def one(x: Float[Array, "*tokens K"], kernel: QuantizedKernel) -> Any:
+            x = pad_features(x, kernel.padded_features)
+            run = self.regime(kernel, x.size // x.shape[-1]).encode
+            return by_rows(fold_rows(functools.partial(_on_gpu, run)), kernel)(x)
+
+        return per_batch(one, kernel)(jax.lax.stop_gradient(x), kernel)
+
+    def matmul(
+        self,
+        encoded: Any,
+        source: Float[Array, "*batch *tokens K"],
+        kernel: QuantizedKernel,
+        dtype: jnp.dtype,
+    ) -> Float[Array, "*batch *tokens N"]:
+        product = functools.partial(_product, (self, jnp.dtype(dtype)))
+        return per_batch(product, kernel)(encoded, source, kernel)
+
+    def prepared(self, kernel: QuantizedKernel, *, keep_fp8: bool) -> QuantizedKernel:
+        fits = private_layout.fits(kernel.outputs, kernel.padded_features)
+        return _private(kernel) if fits and self.private else kernel
 
 
-def matmul(
-    rows: Any, kernel: QuantizedKernel, dtype: jnp.dtype, name: str, *, backend: str = "auto"
-) -> Float[Array, "M N"]:
-    """Encoded rows times a kernel, float32 sums, global scales applied."""
-    first = jax.tree.leaves(rows)[0]
-    if name == "block_scaled":
-        product = products.block_scaled
-    elif first.dtype == jnp.float16 or (
-        first.dtype == jnp.float8_e5m2 and first.shape[0] <= MOST_FEW
-    ):
-        product = products.few
-    elif name.startswith("fp8"):
-        product = functools.partial(products.fp8, name=name)
-    else:
-        product = products.bf16
-    run = functools.partial(_on_gpu, functools.partial(product, dtype=dtype), backend)
-    return fold_rows(run)(rows, kernel)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _product(
+    how: tuple[Gpu, jnp.dtype], encoded: Any, source: Array, kernel: QuantizedKernel
+) -> Array:
+    implementation, dtype = how
+    regime = implementation.regime(kernel, source.size // source.shape[-1])
+    run = functools.partial(_on_gpu, functools.partial(regime.product, dtype=dtype))
+    return by_rows(fold_rows(run), kernel)(encoded)
 
 
-def _encode(x: Array, kernel: QuantizedKernel, backend: str, *, name: str, few: bool) -> Any:
-    fmt, act = kernel.format, kernel.act_format
-    scale = None if act is None else formats.activation_scale(act, fmt)
-    scale = kernel.act_global_scale if scale is None else scale  # data's own, or None
-    hadamard = kernel.transform_name == "hadamard"
-    options: dict[str, Any] = {
-        "global_scale": scale,
-        "hadamard_block": kernel.block if hadamard else None,
-        "implementation": backend,
-    }
-    if name == "block_scaled":
-        assert act is not None
-        return transform_quantize_codes(x, kernel.transform, format=act, **options)
-    shift = products.exponents(kernel)  # of which the first number counts
-    if act is not None and act.name == "mxfp4":
-        return transform_quantize_folded(x, kernel.transform, shift, **options)
-    if act is None and not few:  # takes the weights' factor along, so that the product has none
-        options["multiplier"] = fmt.global_scale or 1.0
-    return transform_quantize_values(
-        x,
-        kernel.transform,
-        format=act,
-        shift=shift if few else 0,
-        dtype=jnp.float16 if few else jnp.bfloat16,
-        **options,
-    )
+@_product.defjvp
+def _product_jvp(how, primals, tangents):
+    _, _, kernel = primals
+    y = _product(how, *primals)
+    padded = pad_features(tangents[1], kernel.padded_features)
+    rotated = rotate(padded, kernel.transform, kernel.hadamard_block)
+    weights = kernel.values() * kernel.global_scale
+    return y, jnp.einsum("...k,nk->...n", rotated, weights).astype(y.dtype)
 
 
-def _on_gpu(run: Callable, backend: str, rows: Any, kernel: QuantizedKernel) -> Any:
-    """``run(rows, kernel, backend)``, "auto" resolved."""
-    if backend != "auto":
-        return run(rows, kernel, backend)
-    if _triton.reason_unavailable() is not None or jax.default_backend() != "gpu":
+def _on_gpu(run: Callable, rows: Any, kernel: QuantizedKernel) -> Any:
+    """``run(rows, kernel, backend)`` by Triton where the program is compiled for CUDA.
+
+    In a program for another device (and in tests that pretend to have a GPU) by references of the
+    same number formats.
+    """
+    if jax.default_backend() != "gpu":
         return run(rows, kernel, "xla")
     return jax.lax.platform_dependent(
         rows,
@@ -113,3 +115,43 @@ def _on_gpu(run: Callable, backend: str, rows: Any, kernel: QuantizedKernel) -> 
         cuda=lambda rows, kernel: run(rows, kernel, "triton"),
         default=lambda rows, kernel: run(rows, kernel, "xla"),
     )
+
+
+def _unread(implementation: Gpu, kernel: QuantizedKernel) -> str | None:
+    """What of a kernel's formats and sizes an implementation's kernels do not take."""
+    fmt, act = kernel.format, kernel.act_format
+    if (fmt.name, None if act is None else act.name) not in implementation.pairs:
+        return f"it does not take {fmt} weights with {act or 'float'} activations"
+    if kernel.transform_name != "identity" and kernel.block not in _BLOCKS:
+        return f"its transforms are {', '.join(map(str, _BLOCKS))} wide, not {kernel.block}"
+    if act is not None and act.name == "mxfp4" and act.rule != "wush":
+        return f"it quantizes activations by mxfp4/wush, not {act}"
+    if kernel.padded_features % 32:
+        return f"it takes in-features in multiples of 32, not {kernel.padded_features}"
+    return None
+
+
+def inexact(kernel: QuantizedKernel) -> str | None:
+    """Why kernels that multiply in float16 or wider cannot hold the weights exactly."""
+    if kernel.exact_in == "float32" or kernel.exponents is None:
+        return "the weights' group scales span more than float16 holds"
+    return None
+
+
+def from_data(kernel: QuantizedKernel) -> str | None:
+    """Why a product with a constant factor cannot run: a global scale that is known only here."""
+    fmt, act = kernel.format, kernel.act_format
+    if act is not None and None in (formats.activation_scale(act, fmt), fmt.global_scale):
+        return f"the global scales of {fmt} come from data"
+    return None
+
+
+@functools.cache
+def missing() -> str | None:
+    """What the kernels need and this installation lacks, or has in versions that do not fit."""
+    from wush_kernels import _triton
+
+    return _triton.reason_unavailable()
+
+
+_private = jax.jit(QuantizedKernel.private)

@@ -1,17 +1,19 @@
-"""The products of a quantized layer: encoded rows [M, K] times a kernel, to [M, N] in ``dtype``."""
+"""The products of a quantized layer on the GPU: rows [M, K] times a kernel, [M, N] in ``dtype``."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from wush_kernels.expand import expand
-from wush_kernels.quantized_matmul import bf16_matmul, decode_matmul, fp8_matmul
 
 from wush_jax import formats
 from wush_jax.formats import scales
 from wush_jax.formats.exactness import SUM
 from wush_jax.layers.quantized_kernel import QuantizedKernel
+from wush_kernels.expand import expand
+from wush_kernels.quantized_matmul import bf16_matmul, decode_matmul, fp8_matmul
+
+FEW = "4-bit weights decoded to float16 inside the product"
 
 
 def few(

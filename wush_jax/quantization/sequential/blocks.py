@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from wush_jax.config import Config
-from wush_jax.frontends.linen import run as linen
-from wush_jax.frontends.linen.placed import Call, placed
+from wush_jax.frontends import select
+from wush_jax.frontends.protocol import Block
 from wush_jax.layers import trees
 from wush_jax.layers.quantized_kernel import QuantizedKernel
-from wush_jax.quantization.quantize import quantize
+from wush_jax.quantization.calibrate import calibrate
+from wush_jax.quantization.quantize import run as run_pipeline
 from wush_jax.quantization.report.report import Report
 from wush_jax.quantization.report.rows import LayerReport
 from wush_jax.quantization.sequential import paths as block_paths
@@ -30,13 +30,15 @@ from wush_jax.quantization.sequential.offload import Activations
 from wush_jax.reporting.progress import track
 from wush_jax.statistics.moments import Mask
 
+Call = Callable[..., Any]  # (module, x, *extras) -> the block's output
+
 
 def quantize_blocks(
     params: Mapping[str, Any],
     calib_batches: Iterable[Any],
     *,
     embed: Callable[[Any, Any], Any],
-    blocks: Mapping[str, nn.Module],
+    blocks: Mapping[str, Any],
     call: Call | None = None,
     config: Config | None = None,
     mask: Callable[[Any], Mask] | None = None,
@@ -61,7 +63,7 @@ def quantize_blocks(
       call: (module, x, *extras) -> x, how a block is called; default ``module(x, *extras)``. For
         constants and for blocks that return more: ``lambda m, x, *extras: m(x, train=False)[0]``.
       config: what to do, as for `wush_jax.quantize`; rules see full paths, "layer_0/mlp/up".
-      mask: from a batch to an array, non-zero where a token counts.
+      mask: from a batch to an array, non-zero where a token counts ([batch, length]).
       key: for what is random; default ``jax.random.key(0)``.
       offload: keep activations between blocks on the host, each batch on the device only while it
         is used. False keeps all batches on the device: faster if they fit.
@@ -82,34 +84,35 @@ def quantize_blocks(
     """
     config = Config() if config is None else config
     key = jax.random.key(0) if key is None else key
-    variables = trees.plain(linen.as_variables(params))
-    kernels = trees.kernel_paths(variables["params"])
+    front = select.front_end(None)
+    variables = front.variables(params)
+    weights, expected = front.weights(variables), front.expected(variables)
+    names = [name for name in weights if name in expected]
     block_paths.check(variables["params"], blocks)
-    skipped = block_paths.skipped(kernels, blocks, config)
+    skipped = block_paths.skipped(names, blocks, config)
     xs, rest = _embedded(params, calib_batches, embed, mask, offload, progress)
 
-    runners: list[tuple[nn.Module, Callable]] = []
+    runners: list[tuple[Block, Callable]] = []
     replaced: dict[str, QuantizedKernel] = {}
     rows: list[LayerReport] = []
     for i, (path, module) in enumerate(track(blocks.items(), "quantizing blocks", progress)):
         own = {name: block_paths.at(tree, path) for name, tree in variables.items()}
         own = jax.tree.map(jnp.asarray, own)
-        run, last = _runner(module, call, runners), i == len(blocks) - 1
+        block, last = select.block(module, call), i == len(blocks) - 1
+        run = _runner(block, runners)
         if not last:
             _check_output(jax.eval_shape(run, own, xs[0], rest[0][0]), xs[0], path)
         fresh: dict[str, QuantizedKernel] = {}
-        if any(block_paths.inside(p, path) for p in kernels.keys() - skipped.keys()):
-            qblock, report = quantize(
+        if any(block_paths.inside(name, path) for name in names if name not in skipped):
+            fresh, report = _quantized(
                 {name: block_paths.nest(tree, path) for name, tree in own.items()},
+                block.at(path),
                 (((x, *extras), tokens) for x, (extras, tokens) in zip(xs, rest, strict=True)),
-                model=placed(module, path, call),
-                config=block_paths.relevant(config, own["params"], path),
-                mask=None if mask is None else lambda batch: batch[1],
-                key=jax.random.fold_in(key, i),
-                progress=False,  # the bar counts blocks
-                return_report=True,
+                block_paths.relevant(config, names, path),
+                mask is not None,
+                jax.random.fold_in(key, i),
+                return_report,
             )
-            fresh = trees.quantized_kernels(qblock)
             rows.extend(report.layers)
             skipped |= report.skipped
         if not last:
@@ -120,14 +123,46 @@ def quantize_blocks(
         replaced |= fresh
         if donate:
             jax.block_until_ready(fresh)
-            for kernel in (kernels[p] for p in fresh if isinstance(kernels[p], jax.Array)):
-                kernel.delete()
+            for weight in (weights[name] for name in fresh):
+                if isinstance(weight, jax.Array):
+                    weight.delete()
 
-    report = Report(tuple(rows), skipped, block_paths.unused_rules(kernels, config))
+    report = Report(tuple(rows), skipped, block_paths.unused_rules(names, config))
     report.warn()
-    out = {**variables, "params": trees.replace_kernels(variables["params"], replaced)}
-    out = out if linen.is_variables(params) else out["params"]
+    out = front.replaced(params, replaced)
     return (out, report) if return_report else out
+
+
+def _quantized(
+    variables: Any,
+    model: Any,
+    batches: Iterable[Any],
+    config: Config,
+    masked: bool,
+    key: PRNGKeyArray,
+    compare: bool,
+) -> tuple[dict[str, QuantizedKernel], Report]:
+    """One block's quantized kernels by their full names, calibrated on what enters the block."""
+    calibration = calibrate(
+        variables,
+        batches,
+        model=model,
+        config=config,
+        mask=(lambda batch: batch[1]) if masked else None,
+        key=key,
+        progress=False,  # the bar counts blocks
+        full=False,
+    )
+    out, report = run_pipeline(
+        variables,
+        calibration,
+        model=model,
+        config=config,
+        key=key,
+        progress=False,
+        compare=compare,
+    )
+    return trees.quantized_kernels(out), report
 
 
 def _embedded(
@@ -151,13 +186,12 @@ def _embedded(
     return xs, rest
 
 
-def _runner(module: nn.Module, call: Call | None, runners: list[tuple[nn.Module, Callable]]):
-    """A compiled (own variables, x, extras) -> output, one for equal modules, in ``runners``."""
-    module = module.clone(name=None)
-    run = next((run for known, run in runners if known == module), None)
+def _runner(block: Block, runners: list[tuple[Block, Callable]]) -> Callable:
+    """A compiled (own variables, x, extras) -> output, one for equal blocks, in ``runners``."""
+    run = next((run for known, run in runners if known == block), None)
     if run is None:
-        run = jax.jit(lambda own, x, extras: linen.apply(module, own, x, *extras, method=call))
-        runners.append((module, run))
+        run = jax.jit(lambda own, x, extras: block.run(own, (x, *extras)))
+        runners.append((block, run))
     return run
 
 

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from wush_jax.config import Config, rules
+from wush_jax.config import Config
 from wush_jax.layers import trees
 from wush_jax.layers.quantized_kernel import QuantizedKernel
 
@@ -38,7 +38,7 @@ def skipped(kernels: Collection[str], blocks: Collection[str], config: Config) -
     Raises:
       ValueError: a kernel in no block that no rule skips, or nothing to quantize.
     """
-    matched = {path: rules.match(path, config) for path in kernels}
+    matched = {path: config.rule(path) for path in kernels}
     skips = {path: f"rule {rule.pattern!r}" for path, rule in matched.items() if rule and rule.skip}
     for path in kernels:
         if path not in skips and not any(inside(path, block) for block in blocks):
@@ -53,20 +53,22 @@ def skipped(kernels: Collection[str], blocks: Collection[str], config: Config) -
     return skips
 
 
-def relevant(config: Config, block: Mapping, path: str) -> Config:
+def relevant(config: Config, kernels: Collection[str], path: str) -> Config:
     """``config`` with only the rules that are the first to match a layer of the block at ``path``.
 
     The layers fall under the same rules as before, and no rule is reported as unused that is meant
     for another block.
+
+    Args:
+      kernels: names of all layers.
     """
-    layers = [trees.join(path, p) if p else path for p, m in trees.walk(block) if "kernel" in m]
-    used = {rules.match(layer, config) for layer in layers}
+    used = {config.rule(name) for name in kernels if inside(name, path)}
     return dataclasses.replace(config, rules=tuple(r for r in config.rules if r in used))
 
 
 def unused_rules(kernels: Collection[str], config: Config) -> tuple[str, ...]:
     """Patterns of the user's rules that are the first match of no kernel at all."""
-    used = {rules.match(path, config) for path in kernels}
+    used = {config.rule(path) for path in kernels}
     return tuple(rule.pattern for rule in config.rules if rule not in used)
 
 

@@ -6,12 +6,36 @@ be found there, though nothing else of the model runs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
+from wush_jax.frontends.linen.front_end import Linen
+from wush_jax.frontends.linen.run import apply
+from wush_jax.frontends.protocol import Variables
+
 Call = Callable[..., Any]  # (module, x, *extras) -> the block's output
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenBlock:
+    """A Flax Linen module as `wush_jax.frontends.protocol.Block`.
+
+    Attributes:
+      module: without a name.
+      call: (module, x, *extras) -> x; None for ``module(x, *extras)``.
+    """
+
+    module: nn.Module
+    call: Call | None
+
+    def at(self, path: str) -> Linen:
+        return Linen(placed(self.module, path, self.call))
+
+    def run(self, variables: Variables, inputs: tuple) -> Any:
+        return apply(self.module, variables, *inputs, method=self.call)
 
 
 class Placed(nn.Module):

@@ -57,6 +57,11 @@ class Config:
         """Columns of one warpgroup."""
         return self.tile_n // WARPGROUPS if self.split == "n" else self.tile_n
 
+    @property
+    def pair(self) -> tuple[int, int]:
+        """Tiles of a pair of blocks along m and n; (1, 1) where each block is by itself."""
+        return 1 + (self.cluster == "m"), 1 + (self.cluster == "n")
+
     def chunk(self, itemsize: int) -> int:
         """Columns of one epilogue store: a swizzle atom of 128, 64 or 32 bytes."""
         chunk = EPILOGUE_BYTES // itemsize

@@ -1,0 +1,45 @@
+"""Which front end a model gets: the one table of kinds of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from wush_jax.frontends.captured import Captured
+from wush_jax.frontends.linen.block import LinenBlock
+from wush_jax.frontends.linen.front_end import Linen
+from wush_jax.frontends.protocol import Block, FrontEnd
+
+
+def front_end(model: Any) -> FrontEnd:
+    """The front end of a model; one that is passed comes back as it is.
+
+    Args:
+      model: a Flax Linen module; None for captured inputs; or a `FrontEnd`.
+
+    Raises:
+      ValueError: a model of no known kind.
+    """
+    if model is None:
+        return Captured()
+    if isinstance(model, nn.Module):
+        return Linen(model)
+    if isinstance(model, FrontEnd):
+        return model
+    raise ValueError(
+        f"model={type(model).__name__}: a flax.linen.Module, or a wush_jax.frontends.protocol."
+        "FrontEnd of your own; for any other model capture its layers' inputs and leave model out"
+    )
+
+
+def block(module: Any, call: Callable[..., Any] | None) -> Block:
+    """A block of a stack, called by ``call`` (module, x, *extras), or as it is.
+
+    Raises:
+      ValueError: a block of no known kind.
+    """
+    if isinstance(module, nn.Module):
+        return LinenBlock(module.clone(name=None), call)
+    raise ValueError(f"blocks holds {type(module).__name__}; each one must be a flax.linen.Module")
