@@ -37,6 +37,7 @@ test-gpu: $(VENV)/gpu.stamp
 lint: types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports
 
 types: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -60,7 +61,8 @@ bench-gpu: $(VENV)/gpu.stamp
 	$(BIN)/python -m kernels.bench.end_to_end
 
 clean:
-	rm -rf .venv* out docs/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* out docs/_build build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache \
+	  .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

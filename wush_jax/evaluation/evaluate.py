@@ -82,7 +82,7 @@ def forward(front: FrontEnd) -> Forward:
         if not isinstance(out, jax.Array) or out.ndim != 3:
             raise ValueError(
                 "evaluation needs a model that returns logits [B, T, V], or a tuple with them "
-                f"first; this one returned {targets_lib.described(out)}"
+                f"first; {front.name} returned {targets_lib.described(out)}"
             )
         return out
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from wush_jax.frontends import rows
+from wush_jax.frontends.mappings import MappingParams
 from wush_jax.frontends.protocol import Discovery, Variables
 from wush_jax.layers import trees
 from wush_jax.layers.contraction import Contraction
@@ -22,26 +23,8 @@ from wush_jax.statistics.moments import Mask
 from wush_jax.statistics.observation import Observation
 
 
-class Captured:
+class Captured(MappingParams):
     """The front end of params alone: a tree of mappings, leaves of any name."""
-
-    def variables(self, params: Any, rest: Variables | None = None) -> Variables:
-        return {**(rest or {}), **trees.plain(trees.as_variables(params))}
-
-    def holds(self, params: Any) -> frozenset[str]:
-        return trees.top_names(params)
-
-    def replaced(self, params: Any, kernels: Mapping[str, QuantizedKernel]) -> Any:
-        variables = self.variables(params)
-        out = {**variables, "params": trees.replace_kernels(variables["params"], kernels)}
-        return out if trees.is_variables(params) else out["params"]
-
-    def weights(self, variables: Variables) -> dict[str, Any]:
-        return trees.matrices(variables["params"])
-
-    def expected(self, variables: Variables) -> frozenset[str]:
-        """Those of Flax's own modules; leaves of other names may be captured and need not be."""
-        return frozenset(trees.flax_weights(variables["params"]))
 
     def batch(self, batch: Any) -> dict[str, Any]:
         if not isinstance(batch, Mapping):

@@ -44,6 +44,11 @@ class Discovery:
 class FrontEnd(Protocol):
     """One kind of model, bound to one model. Methods that trace raise the model's own errors."""
 
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        ...
+
     def variables(self, params: Any, rest: Variables | None = None) -> Variables:
         """``params`` as variables; collections that they lack are taken from ``rest``."""
         ...
@@ -137,6 +142,7 @@ class FrontEnd(Protocol):
         ...
 
 
+@runtime_checkable
 class Block(Protocol):
     """One block of a stack, as `wush_jax.quantize_blocks` runs it. Equal ones compute the same."""
 

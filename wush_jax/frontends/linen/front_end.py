@@ -15,15 +15,15 @@ from wush_jax.frontends.linen.discover import discover
 from wush_jax.frontends.linen.observe import observe
 from wush_jax.frontends.linen.run import quantized
 from wush_jax.frontends.linen.squares import squares
+from wush_jax.frontends.mappings import MappingParams
 from wush_jax.frontends.protocol import Discovery, Variables
-from wush_jax.layers import trees
 from wush_jax.layers.layer import Layer
 from wush_jax.layers.quantized_kernel import QuantizedKernel
 from wush_jax.statistics.moments import Mask
 from wush_jax.statistics.observation import Observation
 
 
-class Linen:
+class Linen(MappingParams):
     """A model of `flax.linen`; its linear layers are Flax's own modules.
 
     Params are the bare tree or the whole variables dict. A batch is a tuple of positional
@@ -33,22 +33,9 @@ class Linen:
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def variables(self, params: Any, rest: Variables | None = None) -> Variables:
-        return {**(rest or {}), **trees.plain(trees.as_variables(params))}
-
-    def holds(self, params: Any) -> frozenset[str]:
-        return trees.top_names(params)
-
-    def replaced(self, params: Any, kernels: Mapping[str, QuantizedKernel]) -> Any:
-        variables = self.variables(params)
-        out = {**variables, "params": trees.replace_kernels(variables["params"], kernels)}
-        return out if trees.is_variables(params) else out["params"]
-
-    def weights(self, variables: Variables) -> dict[str, Any]:
-        return trees.matrices(variables["params"])
-
-    def expected(self, variables: Variables) -> frozenset[str]:
-        return frozenset(trees.flax_weights(variables["params"]))
+    @property
+    def name(self) -> str:
+        return type(self.model).__name__
 
     def batch(self, batch: Any) -> Any:
         return jax.tree.map(jnp.asarray, batch)
