@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 
 import wush_jax
+from tests.support.smallest_stack import CONFIG, KEY, MIX, PAIR, Mixing, X
 from wush_jax import Config, Rule
 from wush_jax.layers import trees
-from wush_jax.quantization.sequential import offload
 from wush_jax.quantization.sequential.blocks import quantize_blocks
-
-CONFIG = Config(gauges=1, sample_tokens=32)
-KEY = jax.random.key(5)
 
 
 class Layer(nn.Module):
@@ -50,14 +47,6 @@ class Model(nn.Module):
         return nn.Dense(50, name="lm_head")(x)
 
 
-class Mixing(nn.Module):
-    """The smallest block: one layer, without a residual."""
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(32, use_bias=False, name="mix")(x)
-
-
 def first(module, x):
     return module(x)[0]
 
@@ -75,10 +64,6 @@ STACK = {
     "call": first,
     "config": CONFIG,
 }
-
-X = jax.random.normal(KEY, (2, 4, 16, 32))
-PAIR: Any = {name: {"mix": {"kernel": X[i, :2].reshape(32, 32)}} for i, name in enumerate("ab")}
-MIX = {"embed": lambda p, x: x, "blocks": {"a": Mixing(), "b": Mixing()}, "config": CONFIG}
 
 
 @pytest.fixture(scope="module")
@@ -182,50 +167,6 @@ def test_equal_blocks_share_one_program():
     q = quantize_blocks(params, X, **stack, call=call)
     assert [q[n]["up"]["kernel"].shared_input for n in names] == [f"{n}/gate" for n in names]
     assert len(traced) == 2  # once in floating point, for shapes, and once quantized
-
-
-def test_donated_host_and_resident_params_give_the_same():
-    resident = jax.tree.map(jnp.copy, PAIR)
-    q = quantize_blocks(resident, X, **MIX, donate=True)
-    assert all(kernel.is_deleted() for kernel in jax.tree.leaves(resident))
-    host = quantize_blocks(jax.tree.map(np.asarray, PAIR), X, **MIX, offload=False)
-    jax.tree.map(np.testing.assert_array_equal, q, host)
-
-
-@pytest.mark.parametrize("offloaded", [True, False])
-def test_embedded_batches_leave_the_device(offloaded):
-    """Counts the device arrays of an unmistakable shape, at each batch."""
-    alive = []
-
-    def mask(batch):
-        alive.append(sum(array.shape == (7, 16, 32) for array in jax.live_arrays()))
-        return jnp.ones((7, 16))
-
-    stack = {**MIX, "embed": lambda params, batch: batch + jnp.arange(7 * 32.0).reshape(7, 1, 32)}
-    quantize_blocks(
-        PAIR, np.ones((4, 1, 16, 32), np.float32), **stack, mask=mask, offload=offloaded
-    )
-    assert alive[-1] - alive[0] == (0 if offloaded else 3)
-
-
-def test_host_arrays_are_numpy_and_go_back_to_their_place():
-    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    there = jax.device_put(jnp.arange(8.0).reshape(4, 2), split)
-    x = jnp.ones((2, 3), jnp.bfloat16)
-    host = offload.to_host((x, {"there": there, "none": None}))
-    assert type(host[0].array) is np.ndarray
-    assert host[0].array.dtype == jnp.bfloat16
-
-    store = offload.Activations()
-    store.append((x, {"there": there, "none": None}))
-    store[0] = (x + 1, {"there": there, "none": None})
-    ((back, rest),) = store
-    assert back.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(back, x + 1)
-    np.testing.assert_array_equal(rest["there"], there)
-    assert rest["there"].sharding == split
-    assert rest["none"] is None
 
 
 def _refused(params: Any = PAIR, batches: Any = X, **changes: Any):
