@@ -1,11 +1,10 @@
-"""Layers by the fast implementations: which is chosen, what they compute, and how they transform.
+"""Layers by the fast implementations: what they compute, prepared or not, and how they transform.
 
 On the CPU a pretended Hopper device sends `wush_jax.ops` through the whole path, with XLA
 references of the kernels' own number formats in place of the kernels. On a GPU the kernels run.
 """
 
 import contextlib
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -16,47 +15,16 @@ import pytest
 
 import wush_jax
 from kernels.bench.data import make_kernel
+from tests.support import fast_layers
 from tests.support import flax_models as models
-from tests.support.gpu import AMPERE, BLACKWELL, HOPPER, on, on_gpu
-from wush_jax.ops import dispatch
+from tests.support.fast_layers import CASES, K, N, compiled, error, reference, tokens
+from tests.support.gpu import AMPERE, HOPPER, on, on_gpu
 from wush_jax.ops import online as ops
-from wush_jax.ops.device import Device
-
-K, N = 256, 80
-CASES = {
-    "mxfp4": {},
-    "nvfp4": {"format": "nvfp4", "act_format": "nvfp4"},
-    "nvidia": {"format": "nvfp4/nvidia", "act_format": "nvfp4/nvidia"},
-    "weights": {"act_format": None},
-    "hadamard": {"transform": "hadamard", "D": 64},
-    "identity": {"transform": "identity"},
-    "int4": {"format": "int4", "act_format": "int4"},
-}
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    rows = tokens(64, dtype=jnp.float32)
-    key = jax.random.key(1)
-    return {name: make_kernel(key, K, N, rows=rows, **options) for name, options in CASES.items()}
-
-
-def tokens(*shape, dtype=jnp.bfloat16):
-    return jax.random.normal(jax.random.key(len(shape)), (*shape, K)).astype(dtype)
-
-
-def error(y, expected):
-    y, expected = (np.asarray(v, np.float64) for v in (y, expected))
-    assert y.shape == expected.shape
-    return np.linalg.norm(y - expected) / np.linalg.norm(expected)
-
-
-def compiled(implementation):
-    """A program of its own: none that was traced for another device is taken from JAX's cache."""
-    return jax.jit(lambda x, kernel: ops.linear(x, kernel, implementation=implementation))
-
-
-reference = compiled("xla")
+    return fast_layers.kernels()
 
 
 class Layers:
@@ -171,67 +139,6 @@ class TestOnGpu(Layers):
         x = tokens(1024)[:, :1].repeat(4096, 1)
         text = jax.jit(ops.linear).lower(x, kernel).compile().as_text()
         assert "__cublas$lt$matmul$f8" in str(text)
-
-
-def test_what_each_device_gets(kernels):
-    with on(HOPPER):
-        chosen = {name: dispatch.choose(k).implementation for name, k in kernels.items()}
-        (row,) = wush_jax.explain({"layer": {"kernel": kernels["int4"]}}).layers
-    assert chosen == {
-        "mxfp4": "fp8",
-        "hadamard": "fp8",
-        "identity": "fp8",
-        "nvfp4": "bf16",
-        "nvidia": "bf16",
-        "weights": "bf16",
-        "int4": "xla",
-    }
-    assert row.implementation == "xla"
-    assert "does not take int4" in row.reason
-    with on(BLACKWELL):
-        assert dispatch.choose(kernels["mxfp4"]).implementation == "block_scaled"
-        assert dispatch.choose(kernels["nvfp4"]).implementation == "block_scaled"
-        assert dispatch.choose(kernels["weights"]).implementation == "xla"
-    for device in (AMPERE, Device("gpu", (8, 9)), Device("cpu", None), Device("tpu", None)):
-        choice = dispatch.choose(kernels["mxfp4"], device)
-        assert choice.implementation == "xla"
-        assert str(device) in choice.reason
-
-
-def test_weights_that_fp8_does_not_hold_fall_back_and_say_so(kernels):
-    with on(HOPPER):
-        wide = dataclasses.replace(kernels["mxfp4"], exact_in="float16")
-        choice = dispatch.choose(wide)
-        assert choice.implementation == "bf16"
-        assert "span more than FP8 holds" in choice.reason
-        widest = dataclasses.replace(kernels["mxfp4"], exact_in="float32", exponents=None)
-        assert dispatch.choose(widest).implementation == "xla"
-        for M in (5, 100):
-            x = tokens(M)
-            y = TestPretended().run(x, wide)
-            assert error(y, reference(x, kernels["mxfp4"])) <= 2.5e-3
-
-
-def test_rows_shared_with_a_layer_that_only_the_reference_takes(kernels):
-    """Of layers that share their input, one may not fit any fast implementation."""
-    kernel, x = kernels["mxfp4"], tokens(5)
-    widest = dataclasses.replace(kernel, exact_in="float32", exponents=None)
-    with on(HOPPER):
-        y = jax.jit(lambda x: ops.matmul(ops.encode(x, kernel), widest, x.dtype))(x)
-    np.testing.assert_array_equal(y, reference(x, widest))
-
-
-def test_named_implementations(kernels):
-    x = tokens(2)
-    with pytest.raises(ValueError, match="fp8_mosaic"):
-        ops.linear(x, kernels["mxfp4"], implementation="fp5")
-    if jax.default_backend() == "cpu":
-        with pytest.raises(NotImplementedError, match="this is cpu"):
-            ops.linear(x, kernels["mxfp4"], implementation="fp8")
-    with on(HOPPER), pytest.raises(NotImplementedError, match="int4"):
-        ops.linear(x, kernels["int4"], implementation="fp8")
-    with on(AMPERE), pytest.raises(NotImplementedError, match="sm_80"):
-        ops.linear(x, kernels["mxfp4"], implementation="fp8")
 
 
 def test_keeping_fp8_weights_changes_no_result(kernels):
