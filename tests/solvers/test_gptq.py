@@ -1,8 +1,6 @@
-"""GPTQ, refinement and scale search: against a float64 reference, RTN, and the paper's losses."""
+"""GPTQ, refinement and scale search: against a float64 reference, and against RTN."""
 
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,18 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.formats_reference import fake_quantize
 from wush_jax import formats
 from wush_jax.config import Config
-from wush_jax.fitting import fit, measure, solve
-from wush_jax.ops import online as ops
 from wush_jax.solvers import gptq, objective, scale_search
 from wush_jax.solvers.minimise import minimise
 from wush_jax.solvers.refine import refine
 from wush_jax.solvers.rounded import Rounded
-from wush_jax.statistics import moments
-from wush_jax.statistics.moments import Moments
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 K, N = 128, 24
 
 
@@ -46,9 +40,6 @@ def swept(w, h, fmt, search=False, passes=0):
     rounded = gptq.gptq(w, h, fmt, g, search=search)
     refined = refine(rounded, w, h, fmt, g, passes=passes) if passes else rounded
     return rounded.weights(fmt, g), refined.weights(fmt, g)
-
-
-fake_quantize = jax.jit(formats.fake_quantize, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -195,107 +186,6 @@ def test_program_size_does_not_grow_with_features():
         return equations(jax.make_jaxpr(lambda: gptq.gptq(a, h, fmt, g, search=True))().jaxpr)
 
     assert 50 < size(256) == size(2048)
-
-
-def test_objective_is_the_mean_squared_output_error():
-    """Ĥ and A* against sums over the tokens: rounding errors that follow a massive activation."""
-    rng = np.random.default_rng(5)
-    tokens, features = 4096, 64
-    r = rng.normal(size=(tokens, features)).astype(np.float32)
-    r += 10 * rng.normal(size=features)  # the same in every token
-    r: Any = r.astype(np.float32)
-    rounded = np.asarray(fake_quantize(r, "mxfp4"))
-    a = rng.normal(size=(features, 16)).astype(np.float32)
-
-    @jax.jit
-    def build(r, rounded, a):
-        noise = objective.noise(r, rounded, jnp.uint32(tokens), features)
-        moment = moments.second_moment(moments.of(r))
-        return objective.objective(a, moment, noise, 1e-6, 1.0)
-
-    built = build(r, rounded, a)
-    exact = rounded.T.astype(np.float64) @ rounded / tokens
-    assert np.linalg.norm(built.hessian[0] - exact) < 0.01 * np.linalg.norm(exact)
-
-    def error(q):
-        return ((rounded @ np.asarray(q, np.float64) - r @ a) ** 2).sum()
-
-    assert error(built.target) < 0.9 * error(a)  # makes up for the systematic part
-    best = np.linalg.lstsq(rounded.astype(np.float64), (r @ a).astype(np.float64), rcond=None)[0]
-    assert error(built.target) < 1.15 * error(best)
-
-
-@functools.cache
-def golden(layer) -> tuple[dict[str, Any], dict[str, float]]:
-    path = GOLDEN / f"{layer}.npz"
-    if not path.exists():
-        pytest.skip(f"no golden arrays at {path}")
-    with np.load(path) as arrays:
-        found = {name: arrays[name] for name in ("kernel", "second_moment", "tokens", "x")}
-    return found, json.loads(path.with_suffix(".json").read_text())
-
-
-CASES = [("mxfp4", "hadamard", 32), ("mxfp4", "wush", 32), ("mxfp4", "wush", 128)]
-CASES += [("nvfp4", "wush", 16), ("nvfp4", "wush", 128)]
-
-
-@pytest.mark.parametrize(("fmt", "transform", "block"), CASES)
-def test_golden_losses(fmt, transform, block):
-    """The paper's GPTQ losses on real layers, met within 3 % as they are, and beaten in earnest.
-
-    Beaten by 6 % in the mean although our objective is not this loss alone: it gives up some of it
-    for less bias, see `solvers.objective`. Only second moments are known of the calibration
-    tokens: samples are drawn with those moments.
-    """
-    paper = {"objective": "W", "refine": 0, "gauges": 1}
-    ratios = []
-    for layer in ("attention_query", "mlp_up", "mlp_down"):
-        arrays, losses = golden(layer)
-        expected = losses[
-            f"{fmt}/{transform[:1] if transform == 'hadamard' else transform}{block}/gptq"
-        ]
-        common = {"format": fmt, "transform": transform, "transform_block": block, "solver": "gptq"}
-        as_is = golden_loss(arrays, Config(**common, **paper).layer())
-        best = golden_loss(arrays, Config(**common, scale_search=True, gauges=4).layer())
-        assert as_is <= 1.03 * expected, (layer, as_is / expected)
-        ratios.append(best / expected)
-    assert max(ratios) <= 0.96, ratios
-    assert np.exp(np.mean(np.log(ratios))) <= 0.94, ratios
-
-
-def golden_loss(arrays, config):
-    """All layers in one shape: with outputs of no weight, and features that nothing enters.
-
-    The latter's second moment is the others' mean, which is what damping refers to.
-    """
-    kernel, x, h = (arrays[name] for name in ("kernel", "x", "second_moment"))
-    features, outputs = kernel.shape
-    kernel = jnp.pad(kernel, ((0, 384 - features), (0, 128 - outputs)))
-    variance = np.trace(h) / features
-    factor = np.linalg.cholesky(h + 1e-7 * variance * np.eye(features))
-    rows = np.random.default_rng(0).normal(size=(512, 384))[:, :features] @ factor.T
-    rows = jnp.asarray(np.pad(rows, ((0, 0), (0, 384 - features))), jnp.float32)
-    h = np.pad(h, ((0, 384 - features), (0, 384 - features)))
-    h[range(features, 384), range(features, 384)] = variance
-    seen = Moments(
-        jnp.asarray(h[None] * float(arrays["tokens"]), jnp.float32), jnp.uint32(arrays["tokens"])
-    )
-    valid = jnp.ones(512, bool)
-    fitted = fit.fit(seen, rows, valid, [kernel], jax.random.key(0), config)
-    moment = moments.second_moment(seen)
-    solved = solve.solve(kernel, fitted.transform.forward, moment, rows, valid, config)
-    return _error(solved, kernel, np.pad(x, ((0, 0), (0, 384 - features))), config)
-
-
-def _error(solved, kernel, x, config):
-    quantized = solve.as_kernel(solved.solution, solved.act_global_scale, kernel.shape, config)
-    return float(_relative(quantized, kernel, x))
-
-
-@jax.jit
-def _relative(quantized, kernel, x):
-    y = ops.linear(x, quantized, implementation="xla")
-    return measure.relative_error(y, jnp.matmul(x, kernel, precision="highest"))
 
 
 def test_rounded_round_trip():
