@@ -17,7 +17,8 @@ import wush_jax
 from kernels.bench.data import make_kernel
 from tests.support import fast_layers
 from tests.support import flax_models as models
-from tests.support.fast_layers import CASES, K, N, compiled, error, reference, tokens
+from tests.support.distance import frobenius
+from tests.support.fast_layers import CASES, K, N, compiled, reference, tokens
 from tests.support.gpu import AMPERE, HOPPER, on, on_gpu
 from wush_jax.ops import online as ops
 
@@ -54,16 +55,16 @@ class Layers:
         if name == "weights" and M > 64:
             # rounds its activations once, as the reference does, but to other numbers
             exact = reference(x.astype(jnp.float32), kernels[name])
-            assert error(y, exact) <= 1.1 * error(expected, exact)
+            assert frobenius(y, exact) <= 1.1 * frobenius(expected, exact)
         else:  # the same numbers, summed in another order and rounded once
-            assert error(y, expected) <= 2.5e-3
+            assert frobenius(y, expected) <= 2.5e-3
         np.testing.assert_array_equal(self.run(x, kernels[name].private()), y)
 
     def test_float32(self, kernels):
         x = tokens(100, dtype=jnp.float32)
         expected = reference(x, kernels["mxfp4"])
-        assert error(self.run(x, kernels["mxfp4"], "fp8_precise"), expected) <= 5e-4
-        assert error(self.run(x[:5], kernels["mxfp4"]), expected[:5]) <= 5e-4
+        assert frobenius(self.run(x, kernels["mxfp4"], "fp8_precise"), expected) <= 5e-4
+        assert frobenius(self.run(x[:5], kernels["mxfp4"]), expected[:5]) <= 5e-4
 
     def test_leading_dimensions_vmap_and_scan(self, kernels):
         kernel, x = kernels["mxfp4"], tokens(2, 3, 7)
@@ -97,7 +98,7 @@ class Layers:
             along = jax.jit(lambda x, v: jax.jvp(lambda x: loss(x, None), (x,), (v,))[1])
             tangent = along(x, jnp.ones_like(x))
         expected = jax.jit(jax.grad(loss), static_argnums=1)(x, "xla")
-        assert error(gradient, expected) <= 1e-3
+        assert frobenius(gradient, expected) <= 1e-3
         assert abs(float(tangent) / float(expected.sum()) - 1) <= 1e-2
 
     def test_nan_stays_with_its_token(self, kernels):
@@ -113,7 +114,7 @@ class Layers:
         params = {"layer": models.init(nn.Dense(16), x)["params"]}
         config = wush_jax.Config(pad=True)
         kernel = wush_jax.quantize(params, [{"layer": x}], config=config)["layer"]["kernel"]
-        assert error(self.run(x, kernel), reference(x, kernel)) <= 5e-3
+        assert frobenius(self.run(x, kernel), reference(x, kernel)) <= 5e-3
 
 
 class TestPretended(Layers):
@@ -126,7 +127,7 @@ class TestOnGpu(Layers):
     @pytest.mark.parametrize("M", [1, 3, 17, 1000])
     def test_mosaic(self, kernels, M):
         y = self.run(tokens(M), kernels["mxfp4"], "fp8_mosaic")
-        assert error(y, self.run(tokens(M), kernels["mxfp4"])) <= 2.5e-3
+        assert frobenius(y, self.run(tokens(M), kernels["mxfp4"])) <= 2.5e-3
 
     def test_the_kernels_ran(self, kernels):
         for M, count in ((3, 2), (100, 2)):

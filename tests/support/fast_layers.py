@@ -1,10 +1,9 @@
-"""Kernels of every make for the fast implementations, inputs, and the distance to the reference."""
+"""Kernels of every make for the fast implementations, inputs, and programs to run them."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kernels.bench.data import make_kernel
 from wush_jax.ops import online as ops
@@ -31,12 +30,6 @@ def kernels():
 
 def tokens(*shape, dtype=jnp.bfloat16):
     return jax.random.normal(jax.random.key(len(shape)), (*shape, K)).astype(dtype)
-
-
-def error(y, expected):
-    y, expected = (np.asarray(v, np.float64) for v in (y, expected))
-    assert y.shape == expected.shape
-    return np.linalg.norm(y - expected) / np.linalg.norm(expected)
 
 
 def compiled(implementation):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.distance import frobenius
 from tests.support.gpu import on_gpu, poison
 from wush_jax import formats
 from wush_jax.formats import private_layout as layout
@@ -49,11 +50,6 @@ def tokens(M, K, dtype):
     if dtype == jnp.float8_e5m2:
         x = formats.quantized_values(x, "mxfp4")[0]
     return x.astype(dtype)
-
-
-def frobenius(y, expected):
-    y = np.asarray(y, np.float64)
-    return np.linalg.norm(y - expected) / np.linalg.norm(expected)
 
 
 class DecodeMatmul:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.distance import frobenius
 from tests.support.gpu import on_gpu, poison
 from wush_kernels.quantized_matmul import mosaic_gpu
 from wush_kernels.quantized_matmul.mosaic.config import Config
@@ -39,10 +40,6 @@ def oracle(a, b, factor, bias=None, activation=None):
     if activation == "gelu":
         return 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
     return y / (1 + np.exp(-y)) if activation == "silu" else y
-
-
-def frobenius(y, expected):
-    return np.linalg.norm(np.asarray(y, np.float64) - expected) / np.linalg.norm(expected)
 
 
 def test_activations():
