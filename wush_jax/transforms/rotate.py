@@ -36,7 +36,7 @@ def rotate(
 
 
 def _blocks(x: Array, block: int, dtype) -> Array:
-    return x.reshape(*x.shape[:-1], -1, block).astype(dtype)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // block, block).astype(dtype)
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:
