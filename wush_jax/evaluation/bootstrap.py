@@ -10,6 +10,7 @@ References: Efron, "Bootstrap methods: another look at the jackknife", Annals of
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
@@ -36,7 +37,8 @@ def resample(
     for start in range(0, count, step):
         rows = min(step, count - start)
         shape = (rows, sequences)
-        drawn = jax.random.randint(jax.random.fold_in(key, start), shape, 0, sequences)
+        fold = jax.random.fold_in(key, start)
+        drawn = jax.random.randint(fold, shape, 0, sequences, jnp.int32)
         cells = np.asarray(drawn, np.int64) + sequences * np.arange(rows)[:, None]
         times = np.bincount(cells.ravel(), minlength=rows * sequences).reshape(shape)
         totals[start : start + rows] = times @ flat

@@ -102,7 +102,7 @@ def _hold_back(seen: Statistics) -> tuple[Statistics, Float[Array, "S K"], Array
     """Statistics without every other sample token, and those tokens."""
     rows, valid = seen.rows[1::2], seen.valid[1::2]
     held = measure.tokens(rows, valid)
-    count = valid.sum().astype(jnp.uint32)
+    count = valid.sum(dtype=jnp.uint32)
     block = seen.moments.block
     padded = jnp.pad(held, ((0, 0), (0, seen.moments.features - held.shape[1])))
     out = moments.of(padded, block)

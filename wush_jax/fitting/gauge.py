@@ -80,11 +80,11 @@ def _candidates(
     key: PRNGKeyArray, config: LayerConfig
 ) -> tuple[Float32[Array, "R D D"], Float32[Array, " R"]]:
     """R = H diag(±1) H, orthogonal and symmetric, and γ in [1, 2); the first candidate is I, 1."""
-    scales = 2.0 ** (jnp.arange(config.gauges) / config.gauges)
+    scales = 2.0 ** (jnp.arange(config.gauges, dtype=jnp.float32) / config.gauges)
     if config.transform not in _MIXED:
-        eye = jnp.eye(config.block)
+        eye = jnp.eye(config.block, dtype=jnp.float32)
         return jnp.broadcast_to(eye, (config.gauges, *eye.shape)), scales
-    bits = jax.random.bits(key, (config.gauges, 1, config.block)).at[0].set(0)
+    bits = jax.random.bits(key, (config.gauges, 1, config.block), jnp.uint32).at[0].set(0)
     h = jnp.asarray(_hadamard.matrix(config.block))
     return matmul(jnp.where(bits & 1, -h, h), h), scales
 
@@ -127,12 +127,12 @@ def _activation_products(
     """E[δx δxᵀ] and E[δx (Tx)ᵀ] of every candidate and block; zeros where x is not quantized."""
     t, fmt = transform.forward, config.act_format
     if fmt is None:
-        zeros = jnp.zeros((scales.size, *t.shape))
+        zeros = jnp.zeros((scales.size, *t.shape), jnp.float32)
         return zeros, zeros
     x = measure.tokens(rows, valid)
     x = jnp.pad(x, ((0, 0), (0, t.shape[0] * t.shape[1] - x.shape[1])))
     y = matmul(t, x.T.reshape(*t.shape[:2], -1))  # [C, D, S]
-    tokens = jnp.maximum(valid.sum(), 1).astype(jnp.float32)
+    tokens = jnp.maximum(valid.sum(dtype=jnp.int32), 1).astype(jnp.float32)
     constant = formats.activation_scale(fmt, config.format)
 
     def products(candidate: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -160,7 +160,7 @@ def _apply_best(
     r = (rotations * scales[:, None, None])[:, None]  # [R, 1, D, D]
     turned = matmul(matmul(r, moment), r)
     errors = _trace(rounded, act_delta) + 2 * _trace(mixed, act_mixed.mT) + _trace(delta, turned)
-    best = jnp.argmin(errors, axis=0)  # [C]
+    best = jnp.argmin(errors, axis=0).astype(jnp.int32)  # [C]
     r, scale = rotations[best], scales[best][:, None, None]
     return Transform(matmul(r * scale, t), matmul(r / scale, transform.inverse_transpose))
 

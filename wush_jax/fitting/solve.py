@@ -75,7 +75,7 @@ def _solve(
     a, stored = transformed_weights(padded_kernel(kernel, padded), forward, config.transform)
     hadamard_block = config.block if config.transform == "hadamard" else None
     rotated = rotate(pad_features(x, padded), stored, hadamard_block)
-    act_global, act_span, act_range = None, jnp.zeros(()), exactness.of_values(rotated)
+    act_global, act_span, act_range = None, jnp.zeros((), jnp.float32), exactness.of_values(rotated)
     if config.act_format is not None:
         act_global = measure.act_global_scale(rotated, config.act_format, config.format)
         encoded = formats.quantize(rotated, config.act_format, global_scale=act_global.reshape(()))
@@ -118,7 +118,7 @@ def _objective(
         assert config.act_format is not None
         scale = act_global_scale.reshape(())
         rounded = formats.fake_quantize(rotated, config.act_format, global_scale=scale)
-        activations = noise(rotated, rounded, valid.sum(), block)
+        activations = noise(rotated, rounded, valid.sum(dtype=jnp.int32), block)
     return objective(a, rotated_moment(blocks, t), activations, config.damping)
 
 

@@ -55,7 +55,7 @@ def e2m1_encode(values: Float32[Array, "*s"]) -> UInt8[Array, "*s"]:
     # From 1.0 up, a code counts half binades, and so do the exponent and top mantissa bit together.
     half_binades = (lax.bitcast_convert_type(magnitude, jnp.int32) >> 22) - ((_ONE >> 22) - 2)
     index = jnp.where(magnitude >= 1, half_binades, (2 * magnitude).astype(jnp.int32))
-    return (index | jnp.where(values < 0, 8, 0)).astype(jnp.uint8)
+    return jnp.where(values < 0, index | 8, index).astype(jnp.uint8)
 
 
 def e2m1_decode(codes: UInt8[Array, "*s"]) -> Float32[Array, "*s"]:

@@ -125,7 +125,7 @@ def e4m3_decode(scales: UInt8[Array, "*s"]) -> Float32[Array, "*s"]:
     """float32 values of E4M3 bits, all 256 of them."""
     bits = scales.astype(jnp.int32)
     exponent, mantissa = (bits >> 3) & 15, bits & 7
-    significand = mantissa + jnp.where(exponent == 0, 0, 8)
+    significand = jnp.where(exponent == 0, mantissa, mantissa | 8)
     value = significand.astype(jnp.float32) * power_of_two(jnp.maximum(exponent, 1) - 10)
     value = jnp.where((bits & E4M3_NAN) == E4M3_NAN, jnp.nan, value)
     return jnp.where(bits > 127, -value, value)

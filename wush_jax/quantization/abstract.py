@@ -67,9 +67,10 @@ def _abstract_kernel(name: str, weight: Any, plan: Plan) -> QuantizedKernel:
     features = config.padded(layer.features, name)
 
     def build() -> QuantizedKernel:
-        forward = jnp.zeros((features // config.block, config.block, config.block))
-        solution = rtn(jnp.zeros((features, layer.outputs)), forward, config)
-        act = None if config.act_format is None else jnp.ones((1, 1))
+        kernel = jnp.zeros((features, layer.outputs), jnp.float32)
+        forward = jnp.zeros((features // config.block, config.block, config.block), jnp.float32)
+        solution = rtn(kernel, forward, config)
+        act = None if config.act_format is None else jnp.ones((1, 1), jnp.float32)
         arrays = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*lead, *leaf.shape)),
             (solution, act, jnp.zeros((1, 2), jnp.int32)),

@@ -56,7 +56,7 @@ def gptq(
     order = _order(jnp.diagonal(hessian), fmt.group_size)
     lower = inverse_factor(hessian[order][:, order])
     values, stored = _sweep(a[order], lower, fmt, global_scale, search)
-    back = jnp.argsort(order)
+    back = jnp.argsort(order).astype(jnp.int32)
     groups = back[:: fmt.group_size] // fmt.group_size
     return Rounded(values[:, back], stored[:, groups])
 
@@ -68,8 +68,8 @@ def panel_size(features: int, fmt: Format) -> int:
 
 def _order(diagonal: Float32[Array, " K"], size: int) -> Int32[Array, " K"]:
     """Features in the order of the sweep: groups by their share of the diagonal, largest first."""
-    groups = jnp.argsort(-diagonal.reshape(-1, size).sum(-1))
-    return (groups[:, None] * size + jnp.arange(size)[None]).reshape(-1)
+    groups = jnp.argsort(-diagonal.reshape(-1, size).sum(-1)).astype(jnp.int32)
+    return (groups[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None]).reshape(-1)
 
 
 def inverse_factor(h: Float32[Array, "K K"]) -> Float32[Array, "K K"]:
@@ -98,14 +98,14 @@ def _sweep(
     features = len(a)
     panel = panel_size(features, fmt)
     columns = jnp.moveaxis(lower.reshape(features, -1, panel), 1, 0)  # [K/P, K, P]
-    starts = jnp.arange(0, features, panel)
+    starts = jnp.arange(0, features, panel, dtype=jnp.int32)
 
     def sweep_panel(a: Array, step: tuple[Array, Array]):
         column, start = step
         here = jax.lax.dynamic_slice_in_dim(a, start, panel)
         corner = jax.lax.dynamic_slice_in_dim(column, start, panel)
         values, stored, errors = _sweep_groups(here, corner, fmt, g, search)
-        later = jnp.arange(features)[:, None] >= start + panel
+        later = jnp.arange(features, dtype=jnp.int32)[:, None] >= start + panel
         return a - matmul(jnp.where(later, column, 0), errors), (values, stored)
 
     _, (values, stored) = jax.lax.scan(sweep_panel, a, (columns, starts))
@@ -121,7 +121,7 @@ def _sweep_groups(
 ) -> tuple[Float32[Array, "N P"], Num[Array, "N Pg"], Float32[Array, "P N"]]:
     size = fmt.group_size
     columns = jnp.moveaxis(lower.reshape(len(a), -1, size), 1, 0)  # [P/G, P, G]
-    starts = jnp.arange(0, len(a), size)
+    starts = jnp.arange(0, len(a), size, dtype=jnp.int32)
 
     def sweep_group(a: Array, step: tuple[Array, Array]):
         column, start = step
@@ -132,9 +132,9 @@ def _sweep_groups(
         values, errors = jax.vmap(functools.partial(_sweep_features, here, corner, fmt))(
             multipliers
         )
-        best = jnp.argmin(jnp.sum(errors**2, axis=1), axis=0)  # [N]
+        best = jnp.argmin(jnp.sum(errors**2, axis=1), axis=0).astype(jnp.int32)  # [N]
         values, errors = (_pick(x, best) for x in (values, errors))
-        later = jnp.arange(len(a))[:, None] >= start + size
+        later = jnp.arange(len(a), dtype=jnp.int32)[:, None] >= start + size
         a = a - matmul(jnp.where(later, column, 0), errors)
         return a, (values.T, _pick(candidates, best)[:, None], errors)
 

@@ -94,7 +94,8 @@ def noise(
         along = matmul(x, v)  # [S, k]
         power = matmul(along.T, along)
         ridge = jnp.trace(power) * 1e-6 + jnp.finfo(jnp.float32).tiny
-        factor = jax.scipy.linalg.cho_factor(power + ridge * jnp.eye(len(power)), lower=True)
+        eye = jnp.eye(len(power), dtype=jnp.float32)
+        factor = jax.scipy.linalg.cho_factor(power + ridge * eye, lower=True)
         gain = jax.scipy.linalg.cho_solve(factor, matmul(along.T, error)).T
         rest = error - matmul(along, gain.T)
         return Noise(v, gain, jnp.sum(rest**2, axis=0) / count, jnp.sum(rest * x, axis=0) / count)
@@ -105,7 +106,7 @@ def noise(
 
 def _leading(x: Float32[Array, "S B"], count: int) -> Float32[Array, "B {count}"]:
     """The leading right singular vectors of x, all but: by subspace iteration."""
-    start = jax.random.normal(jax.random.key(0), (x.shape[1], count))
+    start = jax.random.normal(jax.random.key(0), (x.shape[1], count), jnp.float32)
 
     def iterate(_: Array, v: Array) -> Array:
         return jnp.linalg.qr(matmul(x.T, matmul(x, v)))[0]

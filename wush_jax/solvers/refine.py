@@ -52,8 +52,9 @@ def refine(
         return (jax.lax.dynamic_update_slice_in_dim(values, new, start, 0), gradient), None
 
     def descend(state: tuple[Array, Array], _: None):
-        return jax.lax.scan(descend_panel, state, jnp.arange(0, len(hessian), panel))[0], None
+        return jax.lax.scan(descend_panel, state, starts)[0], None
 
+    starts = jnp.arange(0, len(hessian), panel, dtype=jnp.int32)
     values = rounded.values.T
     gradient = matmul(hessian, values * scale - target)
     (values, _), _ = jax.lax.scan(descend, (values, gradient), None, length=passes)

@@ -69,6 +69,6 @@ def nearest(
         moved = jnp.einsum("ngi,gij->ngj", error, hessian, precision="highest")
         return jnp.sum(error * moved, axis=-1)
 
-    best = jnp.argmin(jax.lax.map(loss, stored), axis=0)
+    best = jnp.argmin(jax.lax.map(loss, stored), axis=0).astype(jnp.int32)
     chosen = jnp.take_along_axis(stored, best[None], axis=0)[0]
     return Rounded(values(chosen)[0].reshape(a.T.shape), chosen)

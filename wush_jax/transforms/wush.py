@@ -83,7 +83,6 @@ def _cholesky(s: Blocks) -> Blocks:
 
 def _column_sign(u: Blocks) -> Float32[Array, "*C D"]:
     """±1 per column: the sign that makes its entry of largest magnitude positive."""
-    row = jnp.argmax(jnp.abs(u), axis=-2, keepdims=True)
-    return jnp.where(jnp.take_along_axis(u, row, axis=-2)[..., 0, :] < 0, -1.0, 1.0).astype(
-        jnp.float32
-    )
+    row = jnp.argmax(jnp.abs(u), axis=-2, keepdims=True).astype(jnp.int32)
+    largest = jnp.take_along_axis(u, row, axis=-2)[..., 0, :]
+    return jnp.where(largest < 0, jnp.float32(-1), jnp.float32(1))
