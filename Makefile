@@ -30,9 +30,10 @@ test: lint
 smoke: types
 	$(BIN)/pytest -n 2 tests/wush_kernels tests/examples/test_quickstart.py $(ARGS)
 
-# On a machine with a CUDA GPU: installs the gpu extra, runs the tests that need one.
+# On a machine with a CUDA GPU: installs the gpu extra, runs the tests that need one. Four processes
+# share the GPU, so that none may take most of its memory at the start, as JAX does unasked.
 test-gpu: $(VENV)/gpu.stamp
-	$(BIN)/pytest -m gpu -n 4
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/pytest -m gpu -n 4 $(ARGS)
 
 lint: types
 	$(BIN)/ruff check $(SOURCES)

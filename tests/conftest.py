@@ -1,12 +1,17 @@
-"""XLA's flags, which must be set before JAX starts its backend.
+"""What holds for all tests.
+
+XLA's flags, which must be set before JAX starts its backend:
 
 * Eight host devices, for the tests that shard.
 * None of LLVM's optimizations: most of the time of these tests is compilation, and this takes two
   fifths off it. What computes for long runs as a program of its own, without these flags.
+
+Annotations are checked at run time, and neither ranks nor dtypes are promoted silently.
 """
 
 import os
 
+import jax
 import jaxtyping
 import pytest
 
@@ -19,6 +24,13 @@ WANTED = {
 flags = os.environ.get("XLA_FLAGS", "")
 missing = [f"--{name}={value}" for name, value in WANTED.items() if name not in flags]
 os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+from tests.support import typechecks  # noqa: E402  (before anything of wush_jax)
+
+typechecks.install()
 
 
 @pytest.hookimpl(optionalhook=True)

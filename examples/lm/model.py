@@ -55,7 +55,7 @@ def rotate(x: Float[Array, "B T H S"], base: float) -> Float[Array, "B T H S"]:
     """
     length, size = x.shape[1], x.shape[3]
     rates = base ** (-jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates  # [T, S/2]
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None]  # [T, S/2]
     cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)

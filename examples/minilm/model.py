@@ -41,7 +41,7 @@ class Embeddings(nn.Module):
         word = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype, name="word")
         position = nn.Embed(c.max_positions, c.hidden_size, dtype=self.dtype, name="position")
         token_type = nn.Embed(c.token_types, c.hidden_size, dtype=self.dtype, name="token_type")
-        x = word(ids) + position(jnp.arange(ids.shape[1])) + token_type(jnp.zeros_like(ids))
+        x = word(ids) + position(jnp.arange(ids.shape[1]))[None] + token_type(jnp.zeros_like(ids))
         return _norm(c, self.dtype, "norm")(x)
 
 

@@ -59,7 +59,7 @@ def _ranges(kernel: QuantizedKernel, rows: Array) -> tuple[Any, Any]:
 def tokens(key: Array, M: int, K: int) -> BFloat16[Array, "M K"]:
     """Inputs of a layer."""
     sizes = np.exp2(0.5 * np.random.default_rng(K).standard_normal(K)).astype(np.float32)
-    return (jax.random.normal(key, (M, K)) * sizes).astype(jnp.bfloat16)
+    return (jax.random.normal(key, (M, K)) * sizes[None]).astype(jnp.bfloat16)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -75,7 +75,7 @@ def transforms(key: Array, K: int, D: int) -> BFloat16[Array, "C D D"]:
     random = jax.random.uniform(key, (3, K // D, 1, D), minval=-0.5, maxval=0.5)
     signs = jnp.where(random[:2] < 0, -1.0, 1.0)
     order = np.random.default_rng(D).permutation(D)
-    mixed = jnp.matmul(h * signs[0], h[order] * signs[1], precision="highest")
+    mixed = jnp.matmul(h[None] * signs[0], h[None, order] * signs[1], precision="highest")
     return (jnp.exp2(random[2]).mT * mixed).astype(jnp.bfloat16)
 
 

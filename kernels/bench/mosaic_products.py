@@ -40,7 +40,7 @@ def oracle(a, b, bias):
     """a bᵀ FACTOR + bias, float32: XLA's product of bfloat16, in which all values are exact."""
     a, b = a.astype(BF16), b.astype(BF16)
     y = jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=F32)
-    return y * F32(FACTOR) + bias
+    return y * F32(FACTOR) + bias[None]
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -66,7 +66,9 @@ def by_hand(qparams: Any, x: Any, keep: Any) -> dict[str, Any]:
         sums = [jnp.sum(jnp.square(v), where=kept) for v in (y - exact, exact)]
         found[path] = found.get(path, 0) + jnp.stack(sums)
         bias = params["bias"]
-        return exact + (bias[:, None] if bias.ndim > 1 else bias)
+        return exact + (
+            bias[:, None] if bias.ndim > 1 else jnp.expand_dims(bias, range(exact.ndim - 1))
+        )
 
     def call(x, name):
         return dense(x, name, PARAMS[name], qparams[name]["kernel"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import pytest
 
 import wush_jax
 from tests.support.smallest_stack import CONFIG, KEY, MIX, PAIR, Mixing, X
-from wush_jax import Config, Rule
+from wush_jax import Config, Report, Rule
 from wush_jax.layers import trees
 from wush_jax.quantization.sequential.blocks import quantize_blocks
 
@@ -108,7 +109,10 @@ def test_fits_what_really_reaches_a_block():
     """The first block rounds its quiet channels away: its float outputs mislead the second one."""
     loud = jnp.arange(32) % 8 == 0
     kernel = PAIR["a"]["mix"]["kernel"] * jnp.where(loud, 1 / 12, 1)[:, None]
-    params, x = {**PAIR, "a": {"mix": {"kernel": kernel}}}, X * jnp.where(loud, 60, 1)
+    params, x = (
+        {**PAIR, "a": {"mix": {"kernel": kernel}}},
+        X * jnp.where(loud, 60, 1)[None, None, None],
+    )
     config = Config(gauges=1, sample_tokens=32, rules=(Rule("^a/", transform="identity"),))
     sequential, one_pass = (
         quantize_blocks(params, x, **{**MIX, "config": config}, quantized_inputs=behind)
@@ -124,7 +128,8 @@ def test_fits_what_really_reaches_a_block():
 
 
 def test_masks_and_extras_go_with_their_batch():
-    mask = (jnp.arange(16) < jnp.array([[3], [7]])[:, :, None]) * jnp.ones((2, 4, 1))
+    real = jnp.arange(16)[None, None] < jnp.array([3, 7])[:, None, None]
+    mask = jnp.broadcast_to(real, (2, 4, 16)).astype(jnp.float32)
     clean = [{"x": x, "mask": m} for x, m in zip(X, mask, strict=True)]
     garbage = [{**b, "x": jnp.where(b["mask"][..., None] == 0, 1e3, b["x"])} for b in clean]
     options = {
@@ -140,11 +145,15 @@ def test_masks_and_extras_go_with_their_batch():
     jax.tree.map(np.testing.assert_array_equal, {"params": q}, same)
 
 
-def test_rules_see_full_paths_and_only_unused_ones_are_reported():
+def test_rules_see_full_paths_and_only_unused_ones_are_reported(monkeypatch):
+    # the check of annotations is a frame more, and the warning is to name the caller's
+    monkeypatch.setattr(Report, "warn", inspect.unwrap(Report.warn))
     rules = (Rule("^b/mix$", transform="hadamard"), Rule("^a/", skip=True), Rule("no_such"))
     config = Config(gauges=1, sample_tokens=32, rules=rules)
     with pytest.warns(UserWarning, match="'no_such' matched no layer") as caught:
-        q, report = quantize_blocks(PAIR, X, **{**MIX, "config": config}, return_report=True)
+        q, report = inspect.unwrap(quantize_blocks)(
+            PAIR, X, **{**MIX, "config": config}, return_report=True
+        )
     assert [warning.filename for warning in caught] == [__file__]
     assert report.unused_rules == ("no_such",)
     assert report.skipped == {"a/mix": "rule '^a/'"}

@@ -55,7 +55,7 @@ def arrays(documented: Any) -> list[str]:
     else:
         given = {n: hint for n, hint in documented.__annotations__.items() if n != "return"}
         taken = types.SimpleNamespace(__annotations__=given)
-        hints = typing.get_type_hints(taken, documented.__globals__)
+        hints = typing.get_type_hints(taken, inspect.unwrap(documented).__globals__)
     return [name for name in inspect.signature(documented).parameters if _holds(hints.get(name))]
 
 

@@ -111,7 +111,7 @@ if triton_interpreter.ACTIVE:
         ({4: ()}, r"float32 \(1,\)"),
     ],
 )
-def test_what_does_not_fit_is_a_value_error(change, message):
+def test_what_does_not_fit_is_a_value_error(change, message, unchecked):
     shapes = [(4, 32), (4, 2), (8, 32), (8, 2), (1,)]
     for index, shape in change.items():
         shapes[index] = shape
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_a_value_error(change, message):
         block_scaled_matmul(*arrays, implementation="xla")
 
 
-def test_what_cannot_run_says_why(monkeypatch):
+def test_what_cannot_run_says_why(monkeypatch, unchecked):
     arrays = [jnp.zeros(s, jnp.uint8) for s in ((4, 32), (4, 2), (8, 32), (8, 2))]
     arrays.append(jnp.ones(1))
     with pytest.raises(NotImplementedError, match="not int4/wush"):

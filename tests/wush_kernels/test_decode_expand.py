@@ -212,7 +212,7 @@ class TestExpandTriton(Expand):
         ({"codes_layout": "best"}, "best"),
     ],
 )
-def test_bad_input(change, message):
+def test_bad_input(change, message, unchecked):
     good = {
         "activations": jnp.zeros((2, 64), jnp.float16),
         "codes": jnp.zeros((8, 32), jnp.uint8),

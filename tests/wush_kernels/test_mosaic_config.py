@@ -69,7 +69,7 @@ def test_other_gpus_are_refused(monkeypatch):
         ({"config": Config(128, 128, 4, "k")}, "split is"),
     ],
 )
-def test_errors(change, message):
+def test_errors(change, message, unchecked):
     keywords = dict(change)
     dtypes = keywords.pop("types", (E5M2, E5M2))
     a = jnp.zeros(keywords.pop("a", (4, 64)), dtypes[0])

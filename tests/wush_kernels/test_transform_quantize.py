@@ -97,7 +97,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("shapes", "options", "message"), BAD)
-def test_what_does_not_fit_is_a_value_error(shapes, options, message):
+def test_what_does_not_fit_is_a_value_error(shapes, options, message, unchecked):
     x = jnp.ones(shapes[0])
     t = None if shapes[1] is None else jnp.ones(shapes[1], jnp.bfloat16)
     with pytest.raises(ValueError, match=message):

@@ -62,6 +62,6 @@ def squares(
     matrix = kernel_to_matrix(weight, contraction.roles).astype(jnp.float32)
     exact = jnp.matmul(flat.astype(jnp.float32), matrix, precision="highest")
     difference = online.linear(flat, kernel).astype(jnp.float32) - exact
-    keep = jnp.ones((), bool) if tokens is None else (tokens != 0).reshape(-1, 1)
+    keep = jnp.ones((), bool) if tokens is None else tokens.astype(bool).reshape(-1, 1)
     error, norm = (jnp.sum(jnp.where(keep, y, 0) ** 2) for y in (difference, exact))
     return error, norm

@@ -55,13 +55,14 @@ class QuantizedKernel:
         (`wush_jax.prepare`).
     """
 
-    codes: Num[Array, "*stack N Kp"]
-    scales: Num[Array, "*stack N Kg"]
-    global_scale: Float[Array, "*stack 1 1"]
-    act_global_scale: Float[Array, "*stack 1 1"] | None
-    transform: BFloat16[Array, "*stack C D D"] | None
-    exponents: Int[Array, "*stack 1 2"] | None = dataclasses.field(kw_only=True, default=None)
-    expanded: Float[Array, "*stack N Kp"] | None = dataclasses.field(kw_only=True, default=None)
+    # Shapes are not annotated: stacked axes lie where ``stack_axes`` says, not always in front.
+    codes: Num[Array, ...]
+    scales: Num[Array, ...]
+    global_scale: Float[Array, ...]
+    act_global_scale: Float[Array, ...] | None
+    transform: BFloat16[Array, ...] | None
+    exponents: Int[Array, ...] | None = dataclasses.field(kw_only=True, default=None)
+    expanded: Float[Array, ...] | None = dataclasses.field(kw_only=True, default=None)
     format: Format = dataclasses.field(metadata={"static": True})
     act_format: Format | None = dataclasses.field(metadata={"static": True})
     transform_name: str = dataclasses.field(metadata={"static": True})

@@ -7,6 +7,7 @@ the front if they are zero or more, from the back if negative. Arrays of any ran
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 StackAxes = tuple[int, ...]
@@ -17,7 +18,7 @@ def positions(stack_axes: StackAxes, ndim: int) -> tuple[int, ...]:
     return tuple(axis % ndim for axis in stack_axes)
 
 
-def to_front(leaf: Array, stack_axes: StackAxes) -> Array:
+def to_front(leaf: Array | np.ndarray, stack_axes: StackAxes) -> Array:
     """A stacked array with its stacked axes first."""
     return jnp.moveaxis(leaf, positions(stack_axes, leaf.ndim), range(len(stack_axes)))
 

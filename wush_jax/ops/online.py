@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from wush_jax.layers.quantized_kernel import QuantizedKernel
@@ -82,7 +83,7 @@ def encode(
 def matmul(
     activations: Activations,
     kernel: QuantizedKernel,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     *,
     implementation: str | None = None,
 ) -> Float[Array, "*batch *tokens N"]:
@@ -94,7 +95,7 @@ def matmul(
     chosen = _chosen(kernel, implementation, source)
     if rows != chosen.rows:  # shared with a layer that has another implementation
         encoded = chosen.encode(source, kernel)
-    return chosen.matmul(encoded, source, kernel, dtype)
+    return chosen.matmul(encoded, source, kernel, jnp.dtype(dtype))
 
 
 def _chosen(kernel: QuantizedKernel, implementation: str | None, x: Array) -> Implementation:

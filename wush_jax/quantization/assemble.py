@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from wush_jax.config import LayerConfig
@@ -22,7 +23,7 @@ from wush_jax.layers.quantized_kernel import QuantizedKernel
 
 
 def slices(
-    weight: Float[Array, ...], layer: Layer
+    weight: Float[Array | np.ndarray, ...], layer: Layer
 ) -> Callable[[tuple[int, ...]], Float[Array, "K N"]]:
     """Index over [*stack, *batch] -> that slice of a weight as a matrix [K, N]."""
     weight = stacking.to_front(weight, layer.stack_axes)

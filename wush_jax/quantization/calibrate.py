@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from wush_jax.config import Config
@@ -80,7 +81,7 @@ def calibrate(
     return Calibration(tuple(found.values()), statistics, dict(plan.leaders))
 
 
-def check_finite(plan: Plan, weights: Mapping[str, Array]) -> None:
+def check_finite(plan: Plan, weights: Mapping[str, Array | np.ndarray]) -> None:
     """Raises ValueError naming the first layer to be quantized whose kernel is not finite."""
     finite = jax.device_get(_all_finite({name: weights[name] for name in plan.layers}))
     for name, good in finite.items():

@@ -49,7 +49,7 @@ class Group:
     leader: str
     layers: Mapping[str, Layer]
     config: LayerConfig
-    weights: Mapping[str, Array]
+    weights: Mapping[str, Array | np.ndarray]
     seen: Statistics
     key: PRNGKeyArray
 

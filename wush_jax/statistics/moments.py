@@ -179,7 +179,9 @@ def check(moments: Moments, path: str) -> None:
 
 
 def _gram(blocks: Float[Array, "C M D"]) -> Float32[Array, "C D D"]:
-    """Σₘ b bᵀ per block, in float32 whatever the input's dtype."""
+    """Σₘ b bᵀ per block, in float32 whatever the input's dtype (float64 is narrowed first)."""
+    if jnp.finfo(blocks.dtype).bits > 32:
+        blocks = blocks.astype(jnp.float32)
     return jnp.einsum(
         "cmd,cme->cde", blocks, blocks, precision="highest", preferred_element_type=jnp.float32
     )

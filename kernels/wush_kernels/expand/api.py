@@ -17,8 +17,8 @@ IMPLEMENTATIONS = ("triton", "xla")
 
 
 def expand(
-    codes: UInt8[Array, "N K/2"],
-    stored: UInt8[Array, "N K/G"],
+    codes: UInt8[Array, "N K_2"],
+    stored: UInt8[Array, "N K_G"],
     exponents: Int[Array, "... 2"],
     *,
     format: str | Format = "mxfp4",

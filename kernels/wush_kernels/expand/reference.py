@@ -13,8 +13,8 @@ HIGHEST, LOWEST = 6, -23
 
 
 def expand(
-    codes: UInt8[Array, "N K/2"],
-    stored: UInt8[Array, "N K/G"],
+    codes: UInt8[Array, "N K_2"],
+    stored: UInt8[Array, "N K_G"],
     offset: Int[Array, ""] | int,
     fmt: Format,
     dtype: jnp.dtype,

@@ -47,10 +47,10 @@ def config(M: int, N: int, K: int, compute_capability: int) -> BlockScaledConfig
 
 
 def block_scaled_matmul(
-    a_codes: UInt8[Array, "M K/2"],
-    a_scales: UInt8[Array, "M K/G"],
-    b_codes: UInt8[Array, "N K/2"],
-    b_scales: UInt8[Array, "N K/G"],
+    a_codes: UInt8[Array, "M K_2"],
+    a_scales: UInt8[Array, "M K_G"],
+    b_codes: UInt8[Array, "N K_2"],
+    b_scales: UInt8[Array, "N K_G"],
     factor: Float[Array, " 1"],
     *,
     format: str | Format = "mxfp4",

@@ -21,8 +21,8 @@ MOST_BLOCKS = 8  # of 8 tokens, in one program
 
 def decode_matmul(
     activations: Float[Array, "M K"],
-    codes: UInt8[Array, "N K/2"],
-    stored: UInt8[Array, "N K/G"],
+    codes: UInt8[Array, "N K_2"],
+    stored: UInt8[Array, "N K_G"],
     exponents: Int[Array, "... 2"],
     global_scales: Sequence[Float[Array, ...]],
     *,

@@ -14,8 +14,8 @@ from wush_kernels.expand import reference as expand_reference
 
 def matmul(
     activations: Float[Array, "M K"],
-    codes: UInt8[Array, "N K/2"],
-    stored: UInt8[Array, "N K/G"],
+    codes: UInt8[Array, "N K_2"],
+    stored: UInt8[Array, "N K_G"],
     exponents: Int[Array, "... 2"],
     global_scales: Sequence[Float[Array, ...]],
     fmt: Format,

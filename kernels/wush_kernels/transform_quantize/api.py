@@ -39,7 +39,7 @@ def transform_quantize_codes(
     implementation: str = "triton",
     config: Config | None = None,
     compute_capability: int | None = None,
-) -> tuple[UInt8[Array, "rows K/2"], UInt8[Array, "rows K/G"]]:
+) -> tuple[UInt8[Array, "rows K_2"], UInt8[Array, "rows K_G"]]:
     """Packed public codes (low nibble = even k) and scale bytes (E8M0 or E4M3).
 
     Args:

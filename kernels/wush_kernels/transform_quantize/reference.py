@@ -19,7 +19,7 @@ def codes(
     format: str | Format = "mxfp4",
     multiplier: float = 1.0,
     global_scale: Float[Array, ""] | float | None = None,
-) -> tuple[UInt8[Array, "M K/2"], UInt8[Array, "M K/G"]]:
+) -> tuple[UInt8[Array, "M K_2"], UInt8[Array, "M K_G"]]:
     """Packed public codes and scale bytes."""
     q = formats.quantize(_times(rotated, multiplier), format, global_scale=_scalar(global_scale))
     return q.codes, q.scales

@@ -158,7 +158,7 @@ def test_dtypes_follow_flax(dtype):
 def test_contracted_axes_in_any_order(axis):
     """Flax sorts them; of equal sizes, a wrong order would go unnoticed but for the result."""
     model = nn.DenseGeneral(16, axis=axis, name="dense")
-    x = jax.random.normal(KEY, (16, 8, 8)) * jnp.arange(1.0, 9.0)
+    x = jax.random.normal(KEY, (16, 8, 8)) * jnp.arange(1.0, 9.0)[None, None]
     params = models.init(model, x)["params"]
     q = wush_jax.quantize(params, [x], model=model, config=CONFIG)
     assert _relative(apply(model, q, x), exactly(model, {"params": params}, x)) < 0.03

@@ -110,7 +110,8 @@ class _Trace:
             # Probes depend on the input, as moments will: what Flax cannot carry out fails here.
             zero = 0 * call.x.ravel()[0].astype(jnp.float32)
             for rank in _PROBE_RANKS:
-                module.put_variable("params", _PROBE.format(rank), zero + jnp.zeros(_PRIMES[:rank]))
+                probe = jnp.broadcast_to(zero, _PRIMES[:rank])
+                module.put_variable("params", _PROBE.format(rank), probe)
         return out
 
     def _identify(self, call: calls.Call, trace: Any) -> int:
