@@ -43,6 +43,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture
+def flax_promotes():
+    """Flax's norms multiply float32 statistics by what has 16 bits, and promote implicitly."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def unchecked():
     """Annotations are not checked: for tests of the errors that wrong arguments get from us."""
     jaxtyping.config.update("jaxtyping_disable", True)

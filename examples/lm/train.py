@@ -86,7 +86,7 @@ def optimizer() -> optax.GradientTransformation:
 
 def learning_rate(recipe: Recipe, step: Array, progress: Array) -> Float[Array, ""]:
     """Up over the first steps, down along a cosine of the progress."""
-    warmup = jnp.minimum((step + 1) / recipe.warmup, 1.0)
+    warmup = jnp.minimum((step + 1).astype(jnp.float32) / recipe.warmup, 1.0)
     return warmup * optax.cosine_decay_schedule(recipe.learning_rate, 1, alpha=0.02)(progress)
 
 
@@ -156,7 +156,7 @@ def _chunk(model: Decoder, recipe: Recipe) -> Any:
                 model, state.params, windows, dropout_key
             )
             updates, moments = update(gradient, state.optimizer, state.params)
-            progress = start + (end - start) * i / recipe.chunk
+            progress = start + (end - start) * i.astype(jnp.float32) / recipe.chunk
             rate = learning_rate(recipe, first + i, progress)
             params: Any = optax.apply_updates(state.params, optax.tree.scale(-rate, updates))
             return State(params, moments), loss

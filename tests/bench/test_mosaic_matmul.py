@@ -38,7 +38,7 @@ def check(monkeypatch):
             def exact(a, b, factor, shift):
                 a, b = a.astype(jnp.float32), b.astype(jnp.float32)
                 y = jnp.matmul(a, b.T, precision="highest") * factor
-                return jax.nn.silu(y + shift).astype(dtype)
+                return jax.nn.silu(y + shift[None]).astype(dtype)
 
             return lambda *args: change(exact(*args), next(numbers))
 

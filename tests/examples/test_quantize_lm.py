@@ -24,7 +24,11 @@ def test_the_stack_of_layers_is_the_model():
     x = stack["embed"](params, ids)
     for name, layer in stack["blocks"].items():
         x = layer.apply({"params": params[name]}, x)
-    x = x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-5) * params["norm"]["scale"]
+    x = (
+        x
+        / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-5)
+        * params["norm"]["scale"][None, None]
+    )
     expected: Any = model.apply({"params": params}, ids)
     np.testing.assert_allclose(x @ params["lm_head"]["kernel"], expected, atol=1e-4)
 

@@ -68,7 +68,7 @@ class Quantized:
 
     codes: Codes
     scales: Scales
-    global_scale: Float32[Array, "..."]
+    global_scale: Float32[Array, "*_"]
     format: Format = dataclasses.field(metadata={"static": True})
 
 

@@ -18,7 +18,7 @@ from wush_jax.statistics.observation import Observation
 
 
 def observe(
-    contraction: Contraction, x: Float[Array, ...], block: int, sample: int, mask: Mask | None
+    contraction: Contraction, x: Float[Array, "*_"], block: int, sample: int, mask: Mask | None
 ) -> Observation:
     """`statistics.observation.observe` of a layer's input as the layer is given it.
 
@@ -42,8 +42,8 @@ def observe(
 
 def squares(
     contraction: Contraction,
-    x: Float[Array, ...],
-    weight: Float[Array, ...],
+    x: Float[Array, "*_"],
+    weight: Float[Array, "*_"],
     kernel: QuantizedKernel,
     mask: Mask | None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -56,13 +56,13 @@ class QuantizedKernel:
     """
 
     # Shapes are not annotated: stacked axes lie where ``stack_axes`` says, not always in front.
-    codes: Num[Array, ...]
-    scales: Num[Array, ...]
-    global_scale: Float[Array, ...]
-    act_global_scale: Float[Array, ...] | None
-    transform: BFloat16[Array, ...] | None
-    exponents: Int[Array, ...] | None = dataclasses.field(kw_only=True, default=None)
-    expanded: Float[Array, ...] | None = dataclasses.field(kw_only=True, default=None)
+    codes: Num[Array, "*_"]
+    scales: Num[Array, "*_"]
+    global_scale: Float[Array, "*_"]
+    act_global_scale: Float[Array, "*_"] | None
+    transform: BFloat16[Array, "*_"] | None
+    exponents: Int[Array, "*_"] | None = dataclasses.field(kw_only=True, default=None)
+    expanded: Float[Array, "*_"] | None = dataclasses.field(kw_only=True, default=None)
     format: Format = dataclasses.field(metadata={"static": True})
     act_format: Format | None = dataclasses.field(metadata={"static": True})
     transform_name: str = dataclasses.field(metadata={"static": True})
@@ -165,7 +165,7 @@ class QuantizedKernel:
         codes, scales = converted
         return dataclasses.replace(self, codes=codes, scales=scales, layout=name)
 
-    def dequantize(self) -> Float[Array, "*stack *kernel"]:
+    def dequantize(self) -> Float[Array, "*kernel"]:
         """The float kernel in the ORIGINAL basis, Tᵀ Q(T⁻ᵀ W), in the kernel's dtype."""
         if self._stack:
             front = jax.tree.map(lambda leaf: stacking.to_front(leaf, self._stack), self)

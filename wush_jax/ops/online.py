@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -35,15 +36,15 @@ class Activations(NamedTuple):
 
     encoded: Any
     rows: str
-    source: Float[Array, "*batch *tokens K"]
+    source: Float[Array, "*tokens K"]
 
 
 def linear(
-    x: Float[Array, "*batch *tokens K"],
+    x: Float[Array | np.ndarray, "*tokens K"],
     kernel: QuantizedKernel,
     *,
     implementation: str | None = None,
-) -> Float[Array, "*batch *tokens N"]:
+) -> Float[Array, "*tokens N"]:
     """A whole quantized layer, without bias, in x's dtype. Sums are float32.
 
     Args:
@@ -60,7 +61,7 @@ def linear(
 
 
 def encode(
-    x: Float[Array, "*batch *tokens K"],
+    x: Float[Array | np.ndarray, "*tokens K"],
     kernel: QuantizedKernel,
     *,
     implementation: str | None = None,
@@ -76,6 +77,7 @@ def encode(
         raise ValueError(
             f"x has {x.shape[-1]} features (shape {x.shape}); the kernel takes {kernel.features}"
         )
+    x = jnp.asarray(x)
     chosen = _chosen(kernel, implementation, x)
     return Activations(chosen.encode(x, kernel), chosen.rows, x)
 
@@ -86,7 +88,7 @@ def matmul(
     dtype: DTypeLike,
     *,
     implementation: str | None = None,
-) -> Float[Array, "*batch *tokens N"]:
+) -> Float[Array, "*tokens N"]:
     """Contracts encoded rows with a kernel: float32 sums, scaled once at the end, then cast.
 
     Raises: as `linear`.

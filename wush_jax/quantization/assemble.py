@@ -23,7 +23,7 @@ from wush_jax.layers.quantized_kernel import QuantizedKernel
 
 
 def slices(
-    weight: Float[Array | np.ndarray, ...], layer: Layer
+    weight: Float[Array | np.ndarray, "*_"], layer: Layer
 ) -> Callable[[tuple[int, ...]], Float[Array, "K N"]]:
     """Index over [*stack, *batch] -> that slice of a weight as a matrix [K, N]."""
     weight = stacking.to_front(weight, layer.stack_axes)

@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from wush_jax.formats import Format, Quantized, dequantize, get_format
@@ -54,7 +55,7 @@ def block_scaled_matmul(
     factor: Float[Array, " 1"],
     *,
     format: str | Format = "mxfp4",
-    dtype=jnp.bfloat16,
+    dtype: DTypeLike = jnp.bfloat16,
     implementation: str = "triton",
     config: BlockScaledConfig | None = None,
     compute_capability: int | None = None,
@@ -170,7 +171,7 @@ def _reference(
     b_scales: Array,
     factor: Array,
     fmt: Format,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Array:
     one = jnp.float32(1)
     y = jnp.einsum(

@@ -24,7 +24,7 @@ def decode_matmul(
     codes: UInt8[Array, "N K_2"],
     stored: UInt8[Array, "N K_G"],
     exponents: Int[Array, "... 2"],
-    global_scales: Sequence[Float[Array, ...]],
+    global_scales: Sequence[Float[Array, "*_"]],
     *,
     format: str | Format = "mxfp4",
     codes_layout: str = "public",

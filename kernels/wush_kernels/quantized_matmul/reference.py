@@ -17,7 +17,7 @@ def matmul(
     codes: UInt8[Array, "N K_2"],
     stored: UInt8[Array, "N K_G"],
     exponents: Int[Array, "... 2"],
-    global_scales: Sequence[Float[Array, ...]],
+    global_scales: Sequence[Float[Array, "*_"]],
     fmt: Format,
     codes_layout: str,
     dtype,

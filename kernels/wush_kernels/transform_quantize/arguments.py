@@ -93,7 +93,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(
-    fmt: Format, multiplier: float = 1.0, global_scale: Float[Array, ""] | float | None = None
+    fmt: Format, multiplier: float = 1.0, global_scale: Float[Array, "*_"] | float | None = None
 ) -> Ratio:
     """base / g, where the rule with g = base acts on the values as they are (NVFP4: base 1).
 

@@ -18,7 +18,7 @@ def codes(
     rotated: Float[Array, "M K"],
     format: str | Format = "mxfp4",
     multiplier: float = 1.0,
-    global_scale: Float[Array, ""] | float | None = None,
+    global_scale: Float[Array, "*_"] | float | None = None,
 ) -> tuple[UInt8[Array, "M K_2"], UInt8[Array, "M K_G"]]:
     """Packed public codes and scale bytes."""
     q = formats.quantize(_times(rotated, multiplier), format, global_scale=_scalar(global_scale))
@@ -30,7 +30,7 @@ def folded(
     shift: Int[Array, ""] | int = 0,
     dtype=jnp.float8_e5m2,
     multiplier: float = 1.0,
-    global_scale: Float[Array, ""] | float | None = None,
+    global_scale: Float[Array, "*_"] | float | None = None,
 ) -> Float[Array, "M K"]:
     """element * 2^(byte - 127 + shift) in ``dtype`` (E5M2 or float16).
 
@@ -47,7 +47,7 @@ def folded(
 def values(
     rotated: Float[Array, "M K"],
     format: str | Format,
-    global_scale: Float[Array, ""] | float | None,
+    global_scale: Float[Array, "*_"] | float | None,
     shift: Int[Array, ""] | int,
     dtype,
 ) -> Float[Array, "M K"]:

@@ -72,17 +72,17 @@ class Implementation(abc.ABC):
         """What runs, by the number of tokens, fewest first; the last one takes any number."""
 
     @abc.abstractmethod
-    def encode(self, x: Float[Array, "*batch *tokens K"], kernel: QuantizedKernel) -> Any:
+    def encode(self, x: Float[Array, "*tokens K"], kernel: QuantizedKernel) -> Any:
         """Q(x Tᵀ) in the form that `matmul` reads: a pytree of arrays [*batch, *tokens, ...]."""
 
     @abc.abstractmethod
     def matmul(
         self,
         encoded: Any,
-        source: Float[Array, "*batch *tokens K"],
+        source: Float[Array, "*tokens K"],
         kernel: QuantizedKernel,
         dtype: jnp.dtype,
-    ) -> Float[Array, "*batch *tokens N"]:
+    ) -> Float[Array, "*tokens N"]:
         """Encoded rows times a kernel: float32 sums, scaled once at the end, then cast.
 
         Args:

@@ -58,7 +58,7 @@ class Gpu(Implementation):
         """What else keeps it from reading a kernel of formats that it takes."""
         return None
 
-    def encode(self, x: Float[Array, "*batch *tokens K"], kernel: QuantizedKernel) -> Any:
+    def encode(self, x: Float[Array, "*tokens K"], kernel: QuantizedKernel) -> Any:
         def one(x: Float[Array, "*tokens K"], kernel: QuantizedKernel) -> Any:
             x = pad_features(x, kernel.padded_features)
             run = self.regime(kernel, x.size // x.shape[-1]).encode
@@ -69,10 +69,10 @@ class Gpu(Implementation):
     def matmul(
         self,
         encoded: Any,
-        source: Float[Array, "*batch *tokens K"],
+        source: Float[Array, "*tokens K"],
         kernel: QuantizedKernel,
         dtype: jnp.dtype,
-    ) -> Float[Array, "*batch *tokens N"]:
+    ) -> Float[Array, "*tokens N"]:
         product = functools.partial(_product, (self, jnp.dtype(dtype)))
         return per_batch(product, kernel)(encoded, source, kernel)
 

@@ -45,17 +45,17 @@ class Xla(Implementation):
         )
 
     def encode(
-        self, x: Float[Array, "*batch *tokens K"], kernel: QuantizedKernel
-    ) -> Float[Array, "*batch *tokens Kp"]:
+        self, x: Float[Array, "*tokens K"], kernel: QuantizedKernel
+    ) -> Float[Array, "*tokens Kp"]:
         return per_batch(encode, kernel)(x, kernel)
 
     def matmul(
         self,
-        encoded: Float[Array, "*batch *tokens Kp"],
-        source: Float[Array, "*batch *tokens K"],
+        encoded: Float[Array, "*tokens Kp"],
+        source: Float[Array, "*tokens K"],
         kernel: QuantizedKernel,
         dtype: jnp.dtype,
-    ) -> Float[Array, "*batch *tokens N"]:
+    ) -> Float[Array, "*tokens N"]:
         return per_batch(functools.partial(contract, dtype=dtype), kernel)(encoded, kernel)
 
 
