@@ -9,6 +9,7 @@ import typing
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import wush_jax
 import wush_kernels
@@ -37,6 +38,8 @@ def annotated(module):
 @pytest.mark.parametrize("name", MODULES)
 def test_can_be_evaluated(name):
     module = importlib.import_module(name)
-    optional = {"Axes": Axes}  # of matplotlib, imported where something is drawn
+    optional = {"Axes": Axes, "Figure": Figure}  # of matplotlib, imported where something is drawn
     for thing in annotated(module):
-        typing.get_type_hints(inspect.unwrap(thing), vars(module) | optional)
+        inner = inspect.unwrap(thing)
+        names = None if inspect.isclass(inner) else inner.__globals__ | optional
+        typing.get_type_hints(inner, names)
