@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -119,3 +119,11 @@ def dequantize(qparams: Any) -> Any:
         qparams,
         is_leaf=is_quantized,
     )
+
+
+def delete(arrays: Iterable[Any], *, after: Any) -> None:
+    """Frees the device arrays among ``arrays`` once the tree ``after`` has been computed."""
+    jax.block_until_ready(after)
+    for array in arrays:
+        if isinstance(array, jax.Array):
+            array.delete()

@@ -134,8 +134,7 @@ def run(
         rows += group_rows
         for name, kernel in solved.items():
             kernels[name] = place(kernel, weights[name], plan.layers[name])
-            if donate and isinstance(weights[name], jax.Array):
-                jax.block_until_ready(kernels[name])
-                weights[name].delete()
+            if donate:
+                trees.delete([weights[name]], after=kernels[name])
     report = Report(tuple(rows), plan.skipped, plan.unused_rules())
     return front.replaced(params, kernels), report

@@ -97,35 +97,30 @@ def quantize_blocks(
     rows: list[LayerReport] = []
     for i, (path, module) in enumerate(track(blocks.items(), "quantizing blocks", progress)):
         own = {name: block_paths.at(tree, path) for name, tree in variables.items()}
-        own = jax.tree.map(jnp.asarray, own)
+        own = jax.tree.map(jnp.asarray, own)  # on the device
         block, last = select.block(module, call), i == len(blocks) - 1
         run = _runner(block, runners)
         if not last:
             _check_output(jax.eval_shape(run, own, xs[0], rest[0][0]), xs[0], path)
         fresh: dict[str, QuantizedKernel] = {}
         if any(block_paths.inside(name, path) for name in names if name not in skipped):
+            nested = {name: block_paths.nest(tree, path) for name, tree in own.items()}
+            batches = (((x, *extras), tokens) for x, (extras, tokens) in zip(xs, rest, strict=True))
+            rules = block_paths.relevant(config, names, path)
+            own_key = jax.random.fold_in(key, i)
             fresh, report = _quantized(
-                {name: block_paths.nest(tree, path) for name, tree in own.items()},
-                block.at(path),
-                (((x, *extras), tokens) for x, (extras, tokens) in zip(xs, rest, strict=True)),
-                block_paths.relevant(config, names, path),
-                mask is not None,
-                jax.random.fold_in(key, i),
-                return_report,
+                nested, block.at(path), batches, rules, mask is not None, own_key, return_report
             )
             rows.extend(report.layers)
             skipped |= report.skipped
         if not last:
             behind = fresh if quantized_inputs else {}
-            source = {**own, "params": block_paths.with_kernels(own["params"], behind, path)}
+            own = {**own, "params": block_paths.with_kernels(own["params"], behind, path)}
             for n in range(len(xs)):
-                xs[n] = run(source, xs[n], rest[n][0])
+                xs[n] = run(own, xs[n], rest[n][0])
         replaced |= fresh
         if donate:
-            jax.block_until_ready(fresh)
-            for weight in (weights[name] for name in fresh):
-                if isinstance(weight, jax.Array):
-                    weight.delete()
+            trees.delete([weights[name] for name in fresh], after=fresh)
 
     report = Report(tuple(rows), skipped, block_paths.unused_rules(names, config))
     report.warn()
