@@ -43,8 +43,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture
-def flax_promotes():
-    """Flax's norms multiply float32 statistics by what has 16 bits, and promote implicitly."""
+def others_promote():
+    """Implicitly, and not ours: Flax's norms with 16-bit scales, optax's powers of its count."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 

@@ -76,8 +76,8 @@ def rotary(x: Float[Array, "B T H d"], positions: Int[Array, " T"]) -> Float[Arr
     """Rotates the pairs (i, i + d/2) by position * theta^(-2i/d)."""
     half = x.shape[-1] // 2
     rates = _THETA ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, None].astype(jnp.float32) * rates
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]  # [T, 1, d/2]
+    angles = positions[None, :, None, None].astype(jnp.float32) * rates[None, None, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)  # [1, T, 1, d/2]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

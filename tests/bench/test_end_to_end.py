@@ -11,7 +11,7 @@ from tests.support.distance import frobenius
 MICRO = shapes.Architecture(64, 2, 1, 32, 64)  # two pairs of layers of equal size: compiles faster
 
 
-def test_decoder_layer_decodes_what_it_prefills(flax_promotes):
+def test_decoder_layer_decodes_what_it_prefills(others_promote):
     model, params = DecoderLayer(MICRO), end_to_end.float_params(MICRO, jax.random.key(0))
     x = data.tokens(jax.random.key(1), 2 * 12, MICRO.hidden).reshape(2, 12, MICRO.hidden)
     layer = jax.jit(lambda *args: model.apply({"params": params}, *args))
@@ -23,7 +23,7 @@ def test_decoder_layer_decodes_what_it_prefills(flax_promotes):
     assert frobenius(wrong, whole[:, -1:]) > 1e-2
 
 
-def test_end_to_end_compares_layers_of_equal_weights(flax_promotes, tmp_path, capsys, monkeypatch):
+def test_end_to_end_compares_layers_of_equal_weights(others_promote, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(shapes.MODELS, "tiny", MICRO)
     out = tmp_path / "e.json"
     words = "--model tiny --prefill= --decode 2 --cache 8 --act-format none --cold 0 --budget 60"

@@ -79,7 +79,7 @@ class TestModel:
 
 
 class TestWeights:
-    def test_round_trip(self, flax_promotes, tmp_path):
+    def test_round_trip(self, others_promote, tmp_path):
         path, params = tmp_path / "new" / "w.safetensors", random_params(TINY)
         weights.save(path, TINY, params, {"steps": 3})
         model, loaded, facts = weights.load(path, jnp.bfloat16)

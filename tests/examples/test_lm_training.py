@@ -61,7 +61,7 @@ class TestText:
 
 
 class TestTraining:
-    def test_learns_and_is_reproducible(self):
+    def test_learns_and_is_reproducible(self, others_promote):
         runs = []
         for _ in range(2):
             found = list(training.train(RECIPE, CORPUS, seed=3))

@@ -45,7 +45,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The type checker, as jaxtyping wants it: a decorator.
 
     JAX builds pytrees through ``__init__`` from whatever leaves a `jax.tree.map` returned (shapes,
-    shardings, axes): a dataclass registered with JAX is checked where all its leaves are arrays.
+    shardings, axes, tangents of integers): a dataclass registered with JAX is checked where all its
+    leaves are arrays of numbers.
     """
     check = beartype.beartype(conf=_CONF)(function)
     if not function.__qualname__.endswith(".__init__"):
@@ -59,8 +60,12 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
             given = signature.bind(*args, **kwargs).arguments
             fields = (f.name for f in dataclasses.fields(self) if not f.metadata.get("static"))
             leaves = jax.tree.leaves([given.get(name) for name in fields])
-            if not leaves or not all(isinstance(leaf, jax.Array) for leaf in leaves):
+            if not leaves or not all(_is_numbers(leaf) for leaf in leaves):
                 return None
         return check(*args, **kwargs)
 
     return check_init
+
+
+def _is_numbers(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.dtype != jax.dtypes.float0

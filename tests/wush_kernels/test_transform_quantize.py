@@ -59,6 +59,7 @@ if triton_interpreter.ACTIVE:
             """In few programs, which are what takes time, but with a loop and a tail of rows."""
             width = 128 if x.shape[1] % 128 == 0 else 32
             options["config"] = Config(width, 16 if len(x) < 64 else 256, 2, 4, 1)
+            x, t = jax.tree.map(jnp.asarray, (x, t))
             y = function(x, t, global_scale=global_scale, **options)
             return jax.tree.map(np.asarray, y)
 
