@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from wush_jax.config import Config
 from wush_jax.frontends import select
+from wush_jax.layers import trees
 from wush_jax.layers.quantized_kernel import QuantizedKernel
 from wush_jax.layers.sharding import place
 from wush_jax.quantization.calibrate import calibrate, check_finite
