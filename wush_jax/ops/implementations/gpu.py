@@ -93,12 +93,13 @@ def _product(
 
 @_product.defjvp
 def _product_jvp(how, primals, tangents):
+    _, dtype = how
     _, _, kernel = primals
     y = _product(how, *primals)
     padded = pad_features(tangents[1], kernel.padded_features)
     rotated = rotate(padded, kernel.transform, kernel.hadamard_block)
     weights = kernel.values() * kernel.global_scale
-    return y, jnp.einsum("...k,nk->...n", rotated, weights).astype(y.dtype)
+    return y, jnp.einsum("...k,nk->...n", rotated, weights).astype(dtype)
 
 
 def _on_gpu(run: Callable, rows: Any, kernel: QuantizedKernel) -> Any:
