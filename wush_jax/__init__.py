@@ -10,6 +10,7 @@ from wush_jax.evaluation.layer_errors import layer_errors
 from wush_jax.evaluation.result import Evaluations
 from wush_jax.evaluation.rows import Evaluation
 from wush_jax.frontends.linen.run import apply
+from wush_jax.frontends.traced.run import quantized
 from wush_jax.layers.quantized_kernel import QuantizedKernel
 from wush_jax.layers.trees import dequantize
 from wush_jax.ops.explain import explain
@@ -49,6 +50,7 @@ __all__ = [
     "prepare",
     "quantize",
     "quantize_blocks",
+    "quantized",
     "sweep",
     "unprepare",
 ]

@@ -1,0 +1,1 @@
+"""Any JAX function, by reading and rewriting the products in its traced program."""
