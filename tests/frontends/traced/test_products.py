@@ -18,8 +18,8 @@ class Rewriting:
     inlines = False
     combine = None
 
-    def __init__(self):
-        self.roles, self.reasons = [], []
+    def __init__(self, leaf):
+        self.leaf, self.roles, self.reasons = leaf, [], []
 
     def product(self, run, found: Product, weight, x, eqn):
         assert not any(pick.kind == "scan" for pick in found.view.picks)
@@ -39,8 +39,7 @@ class Rewriting:
 
 
 def rewritten(function, leaf, x):
-    handler = Rewriting()
-    handler.leaf = leaf
+    handler = Rewriting(leaf)
     program = Program.of(function, (leaf, x), {})
     out, _ = program.run(handler, [weight("w", jnp.asarray(leaf)), jnp.asarray(x)])
     return out, handler

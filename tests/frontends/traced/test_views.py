@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,10 @@ from wush_jax.frontends.traced.views import Pick, Piece, View
 def followed(function, shape):
     """The view of ``function``'s result, or None where it cannot be followed."""
     jaxpr = jax.make_jaxpr(function)(jnp.zeros(shape, jnp.float32)).jaxpr
-    seen = {jaxpr.invars[0]: View.whole("w", shape)}
+    seen: dict[Any, View | None] = {jaxpr.invars[0]: View.whole("w", shape)}
     for eqn in jaxpr.eqns:
-        view = seen[eqn.invars[0]] and views.step(eqn, seen[eqn.invars[0]])
-        seen[eqn.outvars[0]] = view
+        view = seen[eqn.invars[0]]
+        seen[eqn.outvars[0]] = None if view is None else views.step(eqn, view)
     return seen[jaxpr.outvars[0]]
 
 

@@ -154,7 +154,7 @@ class Interpreter:
         value = None if weight.value is None else self._as_is(eqn, inputs)[0]
         index = list(weight.index)
         for pick in view.picks[len(weight.view.picks) :]:
-            at = eqn.invars[0].aval.ndim
+            at = jaxprs.aval(eqn.invars[0]).ndim
             starts = inputs[1 : 1 + at]
             index.append(_traced_start(eqn, starts) if pick.kind == "traced" else pick.at)
         return dataclasses.replace(weight, view=view, value=value, index=tuple(index))
@@ -178,7 +178,7 @@ class Interpreter:
 
 def _traced_start(eqn: JaxprEqn, starts: Sequence[Any]) -> Any:
     """Where a dynamic slice of size one starts along the axis that it picks from, clamped."""
-    shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
+    shape, sizes = jaxprs.aval(eqn.invars[0]).shape, eqn.params["slice_sizes"]
     axis = next(i for i, (size, n) in enumerate(zip(sizes, shape, strict=True)) if size != n)
     return jnp.clip(starts[axis], 0, shape[axis] - 1)
 

@@ -42,7 +42,7 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 def closed(program: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
     """A program with its constants."""
-    return program if hasattr(program, "consts") else ClosedJaxpr(program, ())
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
 def bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
@@ -57,3 +57,8 @@ def bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
 def unchanged(program: ClosedJaxpr, position: int, result: int) -> bool:
     """Whether a program hands on its input at ``position`` as its result at ``result``."""
     return program.jaxpr.outvars[result] is program.jaxpr.invars[position]
+
+
+def aval(variable: Any) -> Any:
+    """Shape and dtype of an input or output of an operation."""
+    return variable.aval

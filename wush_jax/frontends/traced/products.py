@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from wush_jax.frontends.traced import windows
+from wush_jax.frontends.traced import jaxprs, windows
 from wush_jax.frontends.traced.views import Piece, View
 from wush_jax.layers.contraction import Contraction
 
@@ -133,7 +133,7 @@ def product(eqn: JaxprEqn, views: Sequence[View | None]) -> Product | str | None
     assert view is not None
     if len(views) != 2 or views[1 - at] is not None:
         return f"{name} of two parameters"
-    shape = eqn.invars[1 - at].aval.shape
+    shape = jaxprs.aval(eqn.invars[1 - at]).shape
     if name == "dot_general":
         contract, batch = eqn.params["dimension_numbers"]
         pairs = [list(zip(dims[1 - at], dims[at], strict=True)) for dims in (contract, batch)]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.extend.core import JaxprEqn
 
-from wush_jax.frontends.traced import paths
+from wush_jax.frontends.traced import jaxprs, paths
 from wush_jax.frontends.traced.interpret import Interpreter
 from wush_jax.frontends.traced.products import Product
 from wush_jax.frontends.traced.program import Program, weight
@@ -92,7 +92,7 @@ class Quantized:
             )
         rows = contraction.rows(found.canonical(x))
         encoded = self._encode(run, rows, kernel, x, weight)
-        dtype = eqn.outvars[0].aval.dtype
+        dtype = jaxprs.aval(eqn.outvars[0]).dtype
         y = online.matmul(encoded, kernel, dtype, implementation=self._implementation)
         return found.output(contraction.output(y, kernel.kernel_shape), layers)
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from jax.extend.core import JaxprEqn
 
+from wush_jax.frontends.traced import jaxprs
+
 #: Operations whose value is their first input's, whatever its dtype or place.
 SAME = frozenset(
     {
@@ -176,7 +178,7 @@ def _expand(params: Mapping[str, Any], view: View, eqn: JaxprEqn) -> View | None
 def _slice(params: Mapping[str, Any], view: View, eqn: JaxprEqn) -> View | None:
     if any(stride != 1 for stride in params["strides"] or ()):
         return None
-    shape = eqn.invars[0].aval.shape
+    shape = jaxprs.aval(eqn.invars[0]).shape
     out: View | None = view
     for i, (start, stop) in enumerate(
         zip(params["start_indices"], params["limit_indices"], strict=True)
@@ -198,7 +200,7 @@ def _span(view: View, at: int, start: int, stop: int) -> View | None:
 
 
 def _dynamic_slice(params: Mapping[str, Any], view: View, eqn: JaxprEqn) -> View | None:
-    shape = eqn.invars[0].aval.shape
+    shape = jaxprs.aval(eqn.invars[0]).shape
     out: View | None = view
     for i, (size, whole) in enumerate(zip(params["slice_sizes"], shape, strict=True)):
         if out is None or size == whole:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
+from wush_jax.frontends.traced import jaxprs
+
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
@@ -67,9 +69,9 @@ def of(eqn: JaxprEqn) -> Windows | str:
     """The windows of a convolution, or why it is no product."""
     p = eqn.params
     numbers = p["dimension_numbers"]
-    kernel = eqn.invars[1].aval.shape
+    kernel = jaxprs.aval(eqn.invars[1]).shape
     size = tuple(kernel[i] for i in numbers.rhs_spec[2:])
-    stride, out = tuple(p["window_strides"]), eqn.outvars[0].aval.shape
+    stride, out = tuple(p["window_strides"]), jaxprs.aval(eqn.outvars[0]).shape
     name = "convolution " + " x ".join(map(str, size))
     plain = (
         p["feature_group_count"] == p["batch_group_count"] == 1
