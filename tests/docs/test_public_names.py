@@ -52,6 +52,7 @@ SOURCES: dict[str, str | None] = {
     "prepare": None,
     "quantize": "arXiv 2512.00956",
     "quantize_blocks": None,
+    "quantized": None,
     "sweep": None,
     "unprepare": None,
 }

@@ -39,7 +39,8 @@ def quantize(
 
     The model runs in floating point over the batches, once. Layer by layer a transform is fitted
     (WUSH: arXiv 2512.00956) and the kernel replaced by a `QuantizedKernel`; every other leaf comes
-    back as the same object. Run the result with `wush_jax.apply`.
+    back as the same object. Run the result with `wush_jax.apply`, or a function of it with
+    `wush_jax.quantized`.
 
     Args:
       params: the params, or the whole variables dict (the same comes back).
@@ -47,7 +48,8 @@ def quantize(
         takes: a tuple of positional arguments, a mapping of keyword arguments, or the one argument.
         Without, each batch maps a module path ("layer_0/mlp/up") to that module's input [..., K].
         Or the result of `wush_jax.calibrate`, which is not consumed.
-      model: a Flax Linen model; or any `wush_jax.frontends.protocol.FrontEnd`.
+      model: a Flax Linen model; a function ``fn(params, *batch)`` of any pytree of params; or any
+        `wush_jax.frontends.protocol.FrontEnd`.
       config: what to do; the default is MXFP4 weights and activations, WUSH, round to nearest.
       mask: from a batch to an array, non-zero where a token counts ([batch, length]); it applies
         to layers whose inputs have these leading axes (or, flattened, as many rows).

@@ -21,8 +21,9 @@ Run = Any  # the Interpreter, which imports this module
 def scan(run: Run, eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
     """A scan. A stacked weight without float numbers stays whole beside the loop, with an index."""
     p = eqn.params
-    program, length = p["jaxpr"], p["length"]
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    program, length = jaxprs.closed(p["jaxpr"]), p["length"]
+    first, carried = jaxprs.scanned(eqn)
+    last = first + carried
     consts, xs = inputs[:first], inputs[last:]
     carry, fixed = _carried(program, inputs[first:last], first)
     loop = run.new_loop()
@@ -59,7 +60,7 @@ def while_loop(run: Run, eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
     """A while loop."""
     p = eqn.params
     n, m = p["cond_nconsts"], p["body_nconsts"]
-    condition, program = p["cond_jaxpr"], p["body_jaxpr"]
+    condition, program = (jaxprs.closed(p[name]) for name in ("cond_jaxpr", "body_jaxpr"))
     consts = inputs[n : n + m]
     carry, fixed = _carried(program, inputs[n + m :], m)
 
@@ -81,7 +82,7 @@ def while_loop(run: Run, eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
 
 def branches(run: Run, eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
     """A cond or switch: what a branch records counts where it is taken."""
-    programs = eqn.params["branches"]
+    programs = [jaxprs.closed(program) for program in eqn.params["branches"]]
     here = run.new_loop()
 
     def of(at: int, totals: Any) -> Any:

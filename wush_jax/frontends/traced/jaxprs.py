@@ -59,6 +59,14 @@ def unchanged(program: ClosedJaxpr, position: int, result: int) -> bool:
     return program.jaxpr.outvars[result] is program.jaxpr.invars[position]
 
 
+def scanned(eqn: JaxprEqn) -> tuple[int, int]:
+    """Of a scan's inputs, how many are constants and how many are carried; the rest are stacked."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()  # JAX 0.11
+    return len(consts), len(carry)
+
+
 def aval(variable: Any) -> Any:
     """Shape and dtype of an input or output of an operation."""
     return variable.aval
