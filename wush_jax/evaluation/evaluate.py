@@ -29,8 +29,8 @@ Forward = Callable[[Variables, Any], Array]
 
 def evaluate(
     model: Any,
-    params: Mapping[str, Any],
-    candidates: Mapping[str, Any],
+    params: Any,
+    candidates: Any,
     batches: Iterable[Any],
     *,
     targets: Targets | None = None,

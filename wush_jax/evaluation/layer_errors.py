@@ -5,7 +5,7 @@ What enters a layer is what enters it in the float model, so that each layer ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,8 +19,8 @@ from wush_jax.statistics.moments import Mask
 
 def layer_errors(
     model: Any,
-    params: Mapping[str, Any],
-    qparams: Mapping[str, Any],
+    params: Any,
+    qparams: Any,
     batches: Iterable[Any],
     *,
     mask: Callable[[Any], Mask] | None = None,

@@ -60,14 +60,28 @@ def walk(params: Mapping, prefix: str = "") -> Iterator[tuple[str, Mapping]]:
             yield from walk(child, join(prefix, name))
 
 
-def leaves(params: Mapping) -> dict[str, Any]:
-    """Path -> leaf; a `QuantizedKernel` is one."""
+def leaves(params: Any) -> dict[str, Any]:
+    """Path -> leaf, of any pytree; a `QuantizedKernel` is one."""
+    if not isinstance(params, Mapping):
+        return dict(_below("", params))
     return {
-        join(path, name): child
-        for path, node in walk(params)
+        path: leaf
+        for parent, node in walk(params)
         for name, child in node.items()
         if not isinstance(child, Mapping)
+        for path, leaf in _below(join(parent, name), child)
     }
+
+
+def _below(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """Leaves of what is no mapping: of a list, a tuple, a module; or the leaf itself."""
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf=is_quantized)[0]:
+        yield (join(path, path_of(keys)) if keys else path), leaf
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """JAX's key path as a path, "layers/0/w"."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def matrices(params: Mapping) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def flax_weights(params: Mapping) -> dict[str, Any]:
     }
 
 
-def quantized_kernels(params: Mapping) -> dict[str, QuantizedKernel]:
+def quantized_kernels(params: Any) -> dict[str, QuantizedKernel]:
     """Layer's name -> quantized kernel, of a params tree or a whole variables dict."""
     inner = params["params"] if is_variables(params) else params
     return {layer_name(p): k for p, k in leaves(inner).items() if is_quantized(k)}

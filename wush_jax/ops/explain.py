@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -74,7 +73,7 @@ class Explanation:
 
 
 def explain(
-    qparams: Mapping[str, Any],
+    qparams: Any,
     *,
     implementation: str | None = None,
     dtype: DTypeLike = jnp.bfloat16,

@@ -87,7 +87,7 @@ class Judge(Protocol):
 def judge_of(
     score: Score | TokenScore | Figures | None,
     model: Any,
-    params: Mapping[str, Any],
+    params: Any,
     mask: Callable[[Any], Mask] | None,
 ) -> Judge:
     """The judge that applies ``score``.
@@ -126,7 +126,7 @@ class _Tokens:
         self,
         score: TokenScore,
         model: Any,
-        params: Mapping[str, Any],
+        params: Any,
         mask: Callable[[Any], Mask] | None,
     ):
         self._score, self._mask = score, mask

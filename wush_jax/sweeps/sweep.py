@@ -30,7 +30,7 @@ from wush_jax.sweeps.score import Figures, Judge, Score, TokenScore, judge_of
 
 
 def sweep(
-    params: Mapping[str, Any],
+    params: Any,
     calib_batches: Any,
     configs: Mapping[str, Config],
     *,

@@ -144,6 +144,23 @@ def test_flags_strings_and_functions_are_constants(own):
     assert y.shape == (4, 8, 64)
 
 
+def test_params_of_any_pytree():
+    def model(layers, x):
+        for w, bias in layers:
+            x = jnp.tanh(x @ w + bias[None])
+        return x
+
+    params = [(normal(64, 64), jnp.zeros(64)) for _ in range(2)]
+    batches = [normal(32, 64)]
+    q, report = wush_jax.quantize(params, batches, model=model, config=CONFIG, return_report=True)
+    assert [layer.path for layer in report.layers] == ["0/0", "1/0"]
+    assert isinstance(q, list)
+    assert q[0][1] is params[0][1]
+    assert set(wush_jax.layer_errors(model, params, q, batches)) == {"0/0", "1/0"}
+    assert "1/0" in str(wush_jax.explain(q))
+    assert relative(wush_jax.quantized(model)(q, *batches), model(params, *batches)) < 0.02
+
+
 def test_lookup_by_one_hot_is_no_layer():
     params = {"table": normal(16, 64), "w": normal(64, 64)}
 

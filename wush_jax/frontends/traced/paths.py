@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from wush_jax.layers.quantized_kernel import is_quantized
+from wush_jax.layers.trees import path_of
 
 
 def leaves(tree: Any) -> dict[str, Any]:
@@ -21,8 +22,3 @@ def replaced(tree: Any, new: Callable[[str, Any], Any]) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda keys, leaf: new(path_of(keys), leaf), tree, is_leaf=is_quantized
     )
-
-
-def path_of(keys: tuple[Any, ...]) -> str:
-    """JAX's key path, joined by "/"."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
